@@ -1,0 +1,3 @@
+//! Souk: a marketplace backend made of actors.
+pub mod domain;
+pub mod persistence;

@@ -1,0 +1,7 @@
+//! What is remembered: the journal, which is the truth, and the snapshots, which only spare replaying it.
+//!
+//! Nothing here knows what an order is: entities are keys, records are bytes with a version.
+
+pub mod journal;
+
+pub use journal::{Append, AppendError, Batch, Committed, EntityKey, Journal, Position, ReadError, Version, Wake};
