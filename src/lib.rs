@@ -1,3 +1,4 @@
 //! Souk: a marketplace backend made of actors.
+pub mod actors;
 pub mod domain;
 pub mod persistence;

@@ -3,5 +3,6 @@
 //! Nothing here knows what an order is: entities are keys, records are bytes with a version.
 
 pub mod journal;
+pub mod record;
 
 pub use journal::{Append, AppendError, Batch, Committed, EntityKey, Journal, Position, ReadError, Version, Wake};
