@@ -1,0 +1,97 @@
+//! What entities owe one another, and how it is delivered: every message as often as needed, with one effect.
+//!
+//! Roles: the debtor's actor, whose state says what it owes; the recipient, an entity or an integration.
+//! 1. When a write that leaves a debt has landed, the debtor posts it with a deadline under the id `kind/id:debt`.
+//! 2. The recipient answers when its own write has landed. A message past its deadline is not decided any more, and the
+//!    debtor sends another only after that deadline: at most one attempt of a debt is ever alive.
+//! 3. The debtor hears the answer as a command to itself, and the event that follows takes the debt out of its state.
+//!
+//! Anything lost on the way (an answer, an actor, the process) leaves the debt in the journal, and step 1 repeats, after a
+//! backoff or on the next start. That a repeat does nothing twice is the recipient's rule: it knows its reservation by
+//! the order that made it.
+
+use std::any::Any;
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use tokio::sync::Semaphore;
+
+use super::ask::{Caller, Failure};
+use crate::domain::{Outside, Timestamp};
+
+/// How long an attempt of a debt may take; then its outcome is unknown.
+pub const ATTEMPT: Duration = Duration::from_secs(10);
+/// How much later than its deadline an attempt is taken for dead.
+pub const ATTEMPT_SLACK_MS: i64 = 1_000;
+/// Calls to one outside recipient that may be under way at once.
+const CALLS_MAX: usize = 1_024;
+
+/// An answer whose type the debt knows.
+pub type AnyAnswer = Result<Box<dyn Any + Send>, Failure>;
+
+/// A debt under way.
+pub struct Letter {
+    pub request: Box<dyn Any + Send>,
+    pub caller: Caller,
+    /// Called once, from any thread.
+    pub answer: Box<dyn FnOnce(AnyAnswer) + Send>,
+}
+
+/// Where letters can be sent to.
+pub trait Port: Send + Sync + 'static {
+    fn post(&self, to: &str, letter: Letter);
+}
+
+/// The newest attempt to deliver a debt.
+#[derive(Debug, Clone, Copy)]
+pub struct Attempt {
+    pub tries: u32,
+    /// Not before.
+    pub again_at: Timestamp,
+}
+
+/// An integration: carries requests to something outside, under a key that makes a repeat harmless there.
+pub trait Integration<T: Outside>: Send + Sync + 'static {
+    fn carry(&self, request: T::Request, key: String) -> impl Future<Output = T::Answer> + Send;
+}
+
+/// The way to an integration.
+pub struct OutsidePort<T: Outside> {
+    carry: Box<dyn Fn(T::Request, String) -> BoxFuture<'static, T::Answer> + Send + Sync>,
+    room: Arc<Semaphore>,
+}
+
+impl<T: Outside> OutsidePort<T> {
+    pub fn new(integration: Arc<impl Integration<T>>) -> Self {
+        OutsidePort {
+            carry: Box::new(move |request, key| {
+                let integration = integration.clone();
+                Box::pin(async move { integration.carry(request, key).await })
+            }),
+            room: Arc::new(Semaphore::new(CALLS_MAX)),
+        }
+    }
+}
+
+impl<T: Outside> Port for OutsidePort<T> {
+    fn post(&self, _to: &str, letter: Letter) {
+        let Letter { request, caller, answer } = letter;
+        let Ok(request) = request.downcast::<T::Request>() else {
+            return answer(Err(Failure::NotWritten(format!("not a request to {}", T::NAME))));
+        };
+        let Ok(place) = self.room.clone().try_acquire_owned() else {
+            return answer(Err(Failure::Overloaded("too many calls to this provider are under way")));
+        };
+        let call = (self.carry)(*request, caller.command.0);
+        tokio::spawn(async move {
+            let outcome = tokio::time::timeout(caller.timeout, call).await;
+            drop(place);
+            answer(match outcome {
+                Ok(reply) => Ok(Box::new(reply)),
+                Err(_) => Err(Failure::TimedOut),
+            });
+        });
+    }
+}
