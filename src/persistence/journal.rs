@@ -130,6 +130,9 @@ pub struct Committed {
     pub batch: Batch,
 }
 
+/// What `Journal::agenda` answers.
+pub type Agenda = Vec<(EntityKey, Wake)>;
+
 /// The one thing that must not be lost.
 pub trait Journal: Send + Sync + 'static {
     /// Queues a batch. Batches of one entity must come one at a time; those of all entities share a flush.
@@ -146,9 +149,5 @@ pub trait Journal: Send + Sync + 'static {
     fn highest(&self) -> Position;
 
     /// Entities whose newest batch asked to be woken: those after `after` in key order, at most `limit`.
-    fn agenda<'a>(
-        &'a self,
-        after: Option<&'a EntityKey>,
-        limit: usize,
-    ) -> BoxFuture<'a, Result<Vec<(EntityKey, Wake)>, ReadError>>;
+    fn agenda<'a>(&'a self, after: Option<&'a EntityKey>, limit: usize) -> BoxFuture<'a, Result<Agenda, ReadError>>;
 }

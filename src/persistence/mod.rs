@@ -2,7 +2,9 @@
 //!
 //! Nothing here knows what an order is: entities are keys, records are bytes with a version.
 
+pub mod embedded;
 pub mod journal;
 pub mod record;
 
-pub use journal::{Append, AppendError, Batch, Committed, EntityKey, Journal, Position, ReadError, Version, Wake};
+pub use embedded::{Embedded, OpenError, OpenReport, Options};
+pub use journal::{Agenda, Append, AppendError, Batch, Committed, EntityKey, Journal, Position, ReadError, Version, Wake};
