@@ -13,16 +13,18 @@ pub const REMEMBERED_MAX: usize = 1_000;
 
 /// How a command was answered, as journaled.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(bound = "")]
-pub enum Answer<E: Entity> {
-    Settled(Result<E::Reply, E::Rejection>),
+pub enum Answer<R, J> {
+    Settled(Result<R, J>),
     /// A later decision settles it.
     Later,
 }
 
+/// An answer of an entity of kind `E`.
+pub type AnswerOf<E> = Answer<<E as Entity>::Reply, <E as Entity>::Rejection>;
+
 /// The answers of one entity's newest commands.
 pub struct Answers<E: Entity> {
-    by_command: HashMap<CommandId, Answer<E>>,
+    by_command: HashMap<CommandId, AnswerOf<E>>,
     /// Oldest first.
     order: VecDeque<CommandId>,
 }
@@ -34,11 +36,11 @@ impl<E: Entity> Default for Answers<E> {
 }
 
 impl<E: Entity> Answers<E> {
-    pub fn get(&self, command: &CommandId) -> Option<&Answer<E>> {
+    pub fn get(&self, command: &CommandId) -> Option<&AnswerOf<E>> {
         self.by_command.get(command)
     }
 
-    pub fn put(&mut self, command: CommandId, answer: Answer<E>) {
+    pub fn put(&mut self, command: CommandId, answer: AnswerOf<E>) {
         if self.by_command.insert(command.clone(), answer).is_none() {
             self.order.push_back(command);
             if self.order.len() > REMEMBERED_MAX
@@ -50,7 +52,7 @@ impl<E: Entity> Answers<E> {
     }
 
     /// Oldest first, for a snapshot.
-    pub fn iter(&self) -> impl Iterator<Item = (&CommandId, &Answer<E>)> {
+    pub fn iter(&self) -> impl Iterator<Item = (&CommandId, &AnswerOf<E>)> {
         self.order.iter().filter_map(|command| self.by_command.get(command).map(|answer| (command, answer)))
     }
 }

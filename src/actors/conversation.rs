@@ -57,9 +57,11 @@ pub trait Integration<T: Outside>: Send + Sync + 'static {
     fn carry(&self, request: T::Request, key: String) -> impl Future<Output = T::Answer> + Send;
 }
 
+type Carry<T> = Box<dyn Fn(<T as Outside>::Request, String) -> BoxFuture<'static, <T as Outside>::Answer> + Send + Sync>;
+
 /// The way to an integration.
 pub struct OutsidePort<T: Outside> {
-    carry: Box<dyn Fn(T::Request, String) -> BoxFuture<'static, T::Answer> + Send + Sync>,
+    carry: Carry<T>,
     room: Arc<Semaphore>,
 }
 

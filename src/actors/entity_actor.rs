@@ -13,7 +13,7 @@ use std::time::Instant;
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use serde::{Deserialize, Serialize};
 
-use super::answers::{Answer, Answers};
+use super::answers::{Answer, AnswerOf, Answers};
 use super::ask::{Answered, AskError, Caller, Failure};
 use super::conversation::{ATTEMPT, ATTEMPT_SLACK_MS, AnyAnswer, Attempt, Letter};
 use super::kind::Kind;
@@ -124,10 +124,11 @@ struct Written {
 }
 
 #[derive(Serialize)]
+#[serde(bound = "")]
 struct SnapshotOut<'a, E: Entity> {
     state: &'a E::State,
     correlation: &'a str,
-    answers: Vec<(&'a CommandId, &'a Answer<E>)>,
+    answers: Vec<(&'a CommandId, &'a AnswerOf<E>)>,
 }
 
 #[derive(Deserialize)]
@@ -135,7 +136,7 @@ struct SnapshotOut<'a, E: Entity> {
 struct SnapshotIn<E: Entity> {
     state: E::State,
     correlation: String,
-    answers: Vec<(CommandId, Answer<E>)>,
+    answers: Vec<(CommandId, AnswerOf<E>)>,
 }
 
 impl<E: Entity> Actor for EntityActor<E> {
@@ -147,7 +148,12 @@ impl<E: Entity> Actor for EntityActor<E> {
         Ok(Resident::new(arguments))
     }
 
-    async fn handle(&self, myself: ActorRef<Self::Msg>, message: Message<E>, entity: &mut Resident<E>) -> Result<(), ActorProcessingErr> {
+    async fn handle(
+        &self,
+        myself: ActorRef<Self::Msg>,
+        message: Message<E>,
+        entity: &mut Resident<E>,
+    ) -> Result<(), ActorProcessingErr> {
         if !entity.loaded
             && let Err(error) = entity.load().await
         {
@@ -375,7 +381,7 @@ impl<E: Entity> Resident<E> {
             E::evolve(&mut self.state, event);
         }
         if let Some((deadline, caller)) = caller {
-            let answer = match reply {
+            let answer: AnswerOf<E> = match reply {
                 Reply::Now(reply) => Answer::Settled(Ok(reply)),
                 Reply::Later => Answer::Later,
             };
@@ -387,7 +393,7 @@ impl<E: Entity> Resident<E> {
             }
         }
         for (command, answer) in settled {
-            let journaled = Answer::<E>::Settled(answer.clone());
+            let journaled = AnswerOf::<E>::Settled(answer.clone());
             pending.payload.answer(&command, &journaled)?;
             for (_, caller) in self.deferred.remove(&command).unwrap_or_default() {
                 pending.waiters.push(answering(caller, answer.clone(), self.version));
@@ -543,8 +549,7 @@ impl<E: Entity> Resident<E> {
 
     fn post(&self, debt: Debt<E>, myself: ActorRef<Message<E>>) {
         let shared = &self.kind.shared;
-        let mut caller =
-            Caller::new(CommandId(format!("{}:{}", self.key, debt.id)), self.key.as_str(), self.correlation.clone());
+        let mut caller = Caller::new(CommandId(format!("{}:{}", self.key, debt.id)), self.key.as_str(), self.correlation.clone());
         caller.timeout = ATTEMPT;
         let (id, to) = (debt.id.clone(), debt.to.clone());
         let (request, hear) = debt.into_parts();

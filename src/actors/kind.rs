@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use dashmap::DashMap;
 use dashmap::mapref::entry::Entry;
-use ractor::{Actor, ActorCell, ActorId, ActorRef};
+use ractor::{ActorCell, ActorId, ActorRef, ActorRuntime};
 
 use super::ask::{AskError, Caller, Failure};
 use super::conversation::{Letter, Port};
@@ -57,12 +57,7 @@ pub enum Origin {
 
 impl<E: Entity> Kind<E> {
     pub fn new(shared: Arc<Shared>) -> Arc<Self> {
-        Arc::new(Kind {
-            shared,
-            places: DashMap::new(),
-            deaths: Mutex::new(HashMap::new()),
-            supervisor: OnceLock::new(),
-        })
+        Arc::new(Kind { shared, places: DashMap::new(), deaths: Mutex::new(HashMap::new()), supervisor: OnceLock::new() })
     }
 
     pub fn supervised_by(&self, supervisor: ActorCell) {
@@ -144,8 +139,8 @@ impl<E: Entity> Kind<E> {
     fn activate(self: &Arc<Self>, id: Arc<str>, now: Timestamp) -> Result<Seat<E>, Failure> {
         let supervisor = self.supervisor.get().ok_or(Failure::Draining)?.clone();
         let arguments = Arguments { kind: self.clone(), key: EntityKey::new(E::KIND, &id), id };
-        let (actor, _starting) =
-            EntityActor::<E>::spawn_linked_instant(None, EntityActor::default(), arguments, supervisor).map_err(|error| {
+        let (actor, _starting) = ActorRuntime::spawn_linked_instant(None, EntityActor::<E>::default(), arguments, supervisor)
+            .map_err(|error| {
                 tracing::error!(kind = E::KIND, %error, "an entity's actor cannot be started");
                 Failure::Restarting
             })?;
@@ -156,9 +151,10 @@ impl<E: Entity> Kind<E> {
     /// Called by a resident that wants to leave: true, and it is no longer found, when nobody waits for it.
     pub fn leave(&self, id: &str, actor: ActorId) -> bool {
         self.places
-            .remove_if(id, |_, place| {
-                matches!(place, Place::Resident(seat) if seat.actor.get_id() == actor && seat.gate.waiting() == 0)
-            })
+            .remove_if(
+                id,
+                |_, place| matches!(place, Place::Resident(seat) if seat.actor.get_id() == actor && seat.gate.waiting() == 0),
+            )
             .is_some()
     }
 
@@ -250,7 +246,7 @@ impl<E: Entity> AnyKind for KindHandle<E> {
     fn set_aside(&self) -> Vec<SetAside> {
         let aside = self.0.places.iter().filter_map(|place| match &*place {
             Place::SetAside { reason, since } => {
-                Some(SetAside { kind: E::KIND, id: place.key().to_string(), reason: reason.clone(), since: *since })
+                Some(SetAside { kind: E::KIND.to_owned(), id: place.key().to_string(), reason: reason.clone(), since: *since })
             }
             _ => None,
         });

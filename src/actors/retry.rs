@@ -15,7 +15,9 @@ mod tests {
 
     #[test]
     fn waits_grow_from_tens_of_milliseconds_to_half_a_minute() {
-        for (tries, least, most) in [(0, 25, 50), (1, 25, 50), (2, 50, 100), (5, 400, 800), (11, 15_000, 30_000), (u32::MAX, 15_000, 30_000)] {
+        for (tries, least, most) in
+            [(0, 25, 50), (1, 25, 50), (2, 50, 100), (5, 400, 800), (11, 15_000, 30_000), (u32::MAX, 15_000, 30_000)]
+        {
             for _ in 0..100 {
                 assert!((least..=most).contains(&backoff_ms(tries)), "{tries}");
             }

@@ -5,6 +5,8 @@
 pub mod embedded;
 pub mod journal;
 pub mod record;
+pub mod snapshots;
 
 pub use embedded::{Embedded, OpenError, OpenReport, Options};
 pub use journal::{Agenda, Append, AppendError, Batch, Committed, EntityKey, Journal, Position, ReadError, Version, Wake};
+pub use snapshots::{Snapshot, Snapshots};
