@@ -1,0 +1,399 @@
+use std::future::Future;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use souk::actors::gate::Bounds;
+use souk::actors::{AskError, Builder, Caller, Config, Failure, Runtime};
+use souk::domain::CommandId;
+use souk::persistence::{Embedded, Journal, Options, Snapshots};
+use tempfile::TempDir;
+
+use crate::faulty::{Fault, Faulty};
+use crate::tally::{Command, State, Tally};
+
+const DEADLINE: Duration = Duration::from_secs(20);
+
+async fn within<T>(future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(DEADLINE, future).await.expect("it should not take this long")
+}
+
+/// Awaits a condition, with a deadline.
+async fn until<F: Future<Output = bool>>(what: &str, mut condition: impl FnMut() -> F) {
+    let awaited = async {
+        while !condition().await {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(DEADLINE, awaited).await.unwrap_or_else(|_| panic!("never came about: {what}"));
+}
+
+struct Node {
+    runtime: Runtime,
+    faulty: Arc<Faulty>,
+    embedded: Arc<Embedded>,
+}
+
+impl Node {
+    async fn start(dir: &Path, config: Config) -> Node {
+        let (embedded, _) = Embedded::open(&dir.join("journal"), Options::default()).unwrap();
+        let faulty = Faulty::over(embedded.clone());
+        let snapshots = Arc::new(Snapshots::open(&dir.join("snapshots")));
+        let journal: Arc<dyn Journal> = faulty.clone();
+        let runtime = Builder::new(journal, snapshots, config).kind::<Tally>().start().await.unwrap();
+        Node { runtime, faulty, embedded }
+    }
+
+    /// Ends without a word to anybody, as a crash does for the entities.
+    fn crash(self) {
+        drop(self.runtime);
+        self.embedded.close();
+    }
+
+    async fn ask_as(&self, id: &str, command_id: &str, command: Command) -> Result<i64, AskError<crate::tally::Refused>> {
+        let caller = Caller::new(CommandId::from(command_id), "tester", "test");
+        within(self.runtime.ask::<Tally>(id, command, caller)).await.map(|answered| answered.reply)
+    }
+
+    async fn ask(&self, id: &str, command: Command) -> Result<i64, AskError<crate::tally::Refused>> {
+        self.ask_as(id, &format!("c{}", fastrand::u64(..)), command).await
+    }
+
+    async fn state(&self, id: &str) -> State {
+        within(self.runtime.view::<Tally, _>(id, |state, _| state.clone())).await.unwrap()
+    }
+
+    fn residents(&self) -> usize {
+        self.runtime.census().residents["tally"]
+    }
+}
+
+fn folder() -> TempDir {
+    tempfile::tempdir().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_acknowledged_is_there_after_a_crash() {
+    let dir = folder();
+    let node = Node::start(dir.path(), Config::default()).await;
+    for n in 1..=10 {
+        assert_eq!(node.ask("a", Command::Add(n)).await, Ok((1..=n).sum()));
+    }
+    node.crash();
+    let node = Node::start(dir.path(), Config::default()).await;
+    assert_eq!(node.state("a").await.total, 55);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_repeated_command_gets_its_first_answer_and_has_no_second_effect_also_after_a_crash_and_from_a_snapshot() {
+    let dir = folder();
+    let node = Node::start(dir.path(), Config { snapshot_every: 3, ..Config::default() }).await;
+    assert_eq!(node.ask_as("a", "first", Command::Add(5)).await, Ok(5));
+    for _ in 0..5 {
+        node.ask("a", Command::Add(1)).await.unwrap();
+    }
+    assert_eq!(node.ask_as("a", "first", Command::Add(5)).await, Ok(5));
+    node.crash();
+    let node = Node::start(dir.path(), Config::default()).await;
+    assert_eq!(node.ask_as("a", "first", Command::Add(5)).await, Ok(5));
+    assert_eq!(node.state("a").await.total, 10);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rejection_is_heard_at_once_and_leaves_no_record() {
+    let dir = folder();
+    let node = Node::start(dir.path(), Config::default()).await;
+    assert!(matches!(node.ask("a", Command::Refuse).await, Err(AskError::Rejected(_))));
+    assert_eq!(node.faulty.appends.load(Ordering::SeqCst), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_that_comes_later_reaches_all_who_wait_and_those_who_ask_again_after_a_crash() {
+    let dir = folder();
+    let node = Arc::new(Node::start(dir.path(), Config::default()).await);
+    node.ask("a", Command::Add(7)).await.unwrap();
+    let waiting: Vec<_> = (0..3)
+        .map(|_| {
+            let node = node.clone();
+            tokio::spawn(async move { node.ask_as("a", "later", Command::WaitForSettle).await })
+        })
+        .collect();
+    until("three wait", || async { node.runtime.census().waiting == 3 }).await;
+    assert_eq!(node.state("a").await.waiting.len(), 1, "one effect");
+    node.ask("a", Command::Settle).await.unwrap();
+    for waiter in waiting {
+        assert_eq!(waiter.await.unwrap(), Ok(7));
+    }
+    Arc::into_inner(node).unwrap().crash();
+    let node = Node::start(dir.path(), Config::default()).await;
+    assert_eq!(node.ask_as("a", "later", Command::WaitForSettle).await, Ok(7));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_panic_ends_one_entity_only_and_it_comes_back_from_the_journal() {
+    let dir = folder();
+    let node = Node::start(dir.path(), Config::default()).await;
+    node.ask("a", Command::Add(1)).await.unwrap();
+    node.ask("b", Command::Add(2)).await.unwrap();
+    assert_eq!(node.ask("a", Command::PanicInDecide).await, Err(AskError::Failed(Failure::Died)));
+    assert_eq!(node.ask("b", Command::Add(2)).await, Ok(4), "its neighbour lives on");
+    until("it is back", || async { node.ask("a", Command::Add(1)).await == Ok(2) }).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_entity_that_keeps_dying_is_set_aside_and_can_be_released() {
+    let dir = folder();
+    let node = Node::start(dir.path(), Config::default()).await;
+    node.ask("a", Command::Add(1)).await.unwrap();
+    until("it is set aside", || async {
+        matches!(node.ask("a", Command::PanicInDecide).await, Err(AskError::Failed(Failure::SetAside)))
+    })
+    .await;
+    let aside = node.runtime.census().set_aside;
+    assert_eq!((aside[0].kind.as_str(), aside[0].id.as_str()), ("tally", "a"));
+    assert!(aside[0].reason.contains("as commanded"), "{}", aside[0].reason);
+    assert!(!node.runtime.release("tally", "b"));
+    assert!(node.runtime.release("tally", "a"));
+    assert_eq!(node.ask("a", Command::Add(1)).await, Ok(2));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_that_no_state_survives_sets_its_entity_aside_and_nothing_else() {
+    let dir = folder();
+    let node = Node::start(dir.path(), Config::default()).await;
+    assert!(node.ask("a", Command::PanicInEvolve).await.is_err());
+    // It panicked before the write was sent, so nothing of it is in the journal.
+    until("it is back", || async { node.ask("a", Command::Add(1)).await.is_ok() }).await;
+    assert_eq!(node.state("a").await.total, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn past_the_bound_a_caller_hears_overloaded_at_once() {
+    let dir = folder();
+    let config = Config { bounds: Bounds { per_entity: 10, per_node: 15 }, ..Config::default() };
+    let node = Arc::new(Node::start(dir.path(), config).await);
+    node.faulty.rule(|_| Fault::Stall);
+    let ask = |id: &'static str| {
+        let node = node.clone();
+        tokio::spawn(async move { node.ask(id, Command::Add(1)).await })
+    };
+    let admitted: Vec<_> = (0..10).map(|_| ask("a")).collect();
+    until("ten wait", || async { node.runtime.census().waiting == 10 }).await;
+    assert!(matches!(ask("a").await.unwrap(), Err(AskError::Failed(Failure::Overloaded(_)))));
+    let others: Vec<_> = (0..5).map(|_| ask("b")).collect();
+    until("fifteen wait", || async { node.runtime.census().waiting == 15 }).await;
+    assert!(matches!(ask("c").await.unwrap(), Err(AskError::Failed(Failure::Overloaded(_)))));
+    node.faulty.heal();
+    for caller in admitted.into_iter().chain(others) {
+        assert!(caller.await.unwrap().is_ok());
+    }
+    assert_eq!(node.state("a").await.total, 10);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn all_that_is_decided_while_a_write_is_in_flight_goes_out_as_the_next_write() {
+    let dir = folder();
+    let node = Arc::new(Node::start(dir.path(), Config::default()).await);
+    node.faulty.rule(|_| Fault::Stall);
+    let callers: Vec<_> = (0..100)
+        .map(|_| {
+            let node = node.clone();
+            tokio::spawn(async move { node.ask("a", Command::Add(1)).await })
+        })
+        .collect();
+    until("a hundred wait", || async { node.runtime.census().waiting == 100 && node.faulty.stalled() == 1 }).await;
+    // Nobody hears, and nobody sees, what is not durable.
+    let look = node.runtime.view::<Tally, _>("a", |state, _| state.total);
+    assert!(tokio::time::timeout(Duration::from_millis(50), look).await.is_err());
+    assert!(callers.iter().all(|caller| !caller.is_finished()));
+    node.faulty.heal();
+    for caller in callers {
+        caller.await.unwrap().unwrap();
+    }
+    assert_eq!(node.faulty.appends.load(Ordering::SeqCst), 2);
+    assert_eq!(node.state("a").await.total, 100);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn when_a_write_fails_all_in_and_behind_it_hear_so_and_the_entity_starts_anew_from_the_journal() {
+    let dir = folder();
+    let node = Arc::new(Node::start(dir.path(), Config::default()).await);
+    node.ask("a", Command::Add(1)).await.unwrap();
+    for (fault, stored) in [(Fault::NotWritten, 0), (Fault::StoredButUnknown, 10)] {
+        let before = node.state("a").await.total;
+        node.faulty.rule(move |_| fault);
+        let failed = node.ask_as("a", &format!("{fault:?}"), Command::Add(10)).await;
+        assert!(matches!(failed, Err(AskError::Failed(Failure::NotWritten(_) | Failure::Unknown(_)))), "{failed:?}");
+        node.faulty.heal();
+        assert_eq!(node.state("a").await.total, before + stored, "{fault:?}");
+        // The same command again comes to the same end, whichever it was.
+        assert_eq!(node.ask_as("a", &format!("{fault:?}"), Command::Add(10)).await, Ok(before + 10));
+        assert_eq!(node.state("a").await.total, before + 10);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_command_that_waited_past_its_deadline_is_not_decided() {
+    let dir = folder();
+    let node = Node::start(dir.path(), Config::default()).await;
+    let mut caller = Caller::new(CommandId::from("late"), "tester", "test");
+    caller.timeout = Duration::ZERO;
+    let late = within(node.runtime.ask::<Tally>("a", Command::Add(1), caller)).await;
+    assert!(matches!(late, Err(AskError::Failed(Failure::TimedOut))));
+    assert_eq!(node.ask("a", Command::Add(1)).await, Ok(1));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn if_match_decides_only_at_the_version_that_the_caller_knows() {
+    let dir = folder();
+    let node = Node::start(dir.path(), Config::default()).await;
+    node.ask("a", Command::Add(1)).await.unwrap();
+    for (version, expected) in [(7, Err(AskError::Failed(Failure::VersionDiffers { actual: 1 }))), (1, Ok(3))] {
+        let mut caller = Caller::new(CommandId(format!("at {version}")), "tester", "test");
+        caller.if_version = Some(version);
+        let answer = within(node.runtime.ask::<Tally>("a", Command::Add(2), caller)).await.map(|answered| answered.reply);
+        assert_eq!(answer, expected);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_idle_entity_leaves_and_comes_back_as_it_was_with_and_without_its_snapshot() {
+    let dir = folder();
+    let quick = Config { idle_ms: 40, ..Config::default() };
+    let node = Node::start(dir.path(), quick).await;
+    for _ in 0..20 {
+        node.ask("a", Command::Add(1)).await.unwrap();
+    }
+    until("it left", || async { node.residents() == 0 }).await;
+    assert_eq!(node.state("a").await.total, 20, "from the snapshot");
+    node.crash();
+    std::fs::remove_dir_all(dir.path().join("snapshots")).unwrap();
+    let node = Node::start(dir.path(), quick).await;
+    assert_eq!(node.state("a").await.total, 20, "from the journal alone");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_look_at_what_never_was_leaves_nothing_behind() {
+    let dir = folder();
+    let node = Node::start(dir.path(), Config::default()).await;
+    for n in 0..100 {
+        assert_eq!(node.state(&format!("nobody-{n}")).await, State::default());
+    }
+    until("none stayed", || async { node.residents() == 0 }).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_timer_fires_for_an_entity_that_left_and_after_a_crash() {
+    let dir = folder();
+    let quick = Config { idle_ms: 40, ..Config::default() };
+    let node = Node::start(dir.path(), quick).await;
+    let soon = node.runtime.now().plus_ms(60_000);
+    node.ask("a", Command::SetAlarm(soon)).await.unwrap();
+    node.ask("b", Command::SetAlarm(soon)).await.unwrap();
+    until("both left", || async { node.residents() == 0 }).await;
+    node.runtime.clock().advance(Duration::from_secs(61));
+    until("it rang", || async { node.state("a").await.rung == 1 }).await;
+    node.crash();
+
+    let node = Node::start(dir.path(), Config::default()).await;
+    node.ask("c", Command::SetAlarm(node.runtime.now().plus_ms(60_000))).await.unwrap();
+    node.crash();
+    let node = Node::start(dir.path(), Config::default()).await;
+    node.runtime.clock().advance(Duration::from_secs(61));
+    // Without a call to it: the census alone shows that it was woken.
+    until("it was woken", || async { node.residents() >= 1 }).await;
+    until("it rang", || async { node.state("c").await.rung == 1 }).await;
+    assert_eq!(node.state("a").await.rung, 1, "and nothing rings twice");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_owed_arrives_once_through_faults_of_every_kind() {
+    let dir = folder();
+    let seed = fastrand::u64(..);
+    println!("seed {seed}");
+    let mut random = fastrand::Rng::with_seed(seed);
+    let node = Node::start(dir.path(), Config::default()).await;
+    node.ask("a", Command::Add(1_000)).await.unwrap();
+    node.faulty.rule(move |_| match random.u8(0..10) {
+        0 | 1 => Fault::NotWritten,
+        2 => Fault::StoredButUnknown,
+        _ => Fault::None,
+    });
+    for number in 1..=50 {
+        let give = Command::Give { to: format!("r{}", number % 3), number, amount: 2 };
+        until("the gift is promised", || async { node.ask_as("a", &format!("give {number}"), give.clone()).await.is_ok() }).await;
+    }
+    node.faulty.heal();
+    until("nothing is owed", || async { node.state("a").await.giving.is_empty() }).await;
+    let mut received = 0;
+    for r in 0..3 {
+        received += node.state(&format!("r{r}")).await.total;
+    }
+    assert_eq!((node.state("a").await.total, received), (900, 100));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_debt_from_before_a_crash_is_delivered_without_anybody_asking() {
+    let dir = folder();
+    let node = Node::start(dir.path(), Config::default()).await;
+    node.faulty.rule(|append| if append.entity.id() == "b" { Fault::NotWritten } else { Fault::None });
+    node.ask("a", Command::Give { to: "b".into(), number: 1, amount: 5 }).await.unwrap();
+    node.crash();
+    let node = Node::start(dir.path(), Config::default()).await;
+    until("it arrived", || async { node.state("b").await.total == 5 }).await;
+    until("and is no longer owed", || async { node.state("a").await.giving.is_empty() }).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_nodes_that_both_believe_they_own_an_entity_cannot_both_write() {
+    let dir = folder();
+    let (embedded, _) = Embedded::open(&dir.path().join("journal"), Options::default()).unwrap();
+    let journal: Arc<dyn Journal> = embedded.clone();
+    let mut nodes = Vec::new();
+    for n in 0..2 {
+        let snapshots = Arc::new(Snapshots::open(&dir.path().join(format!("snapshots-{n}"))));
+        nodes.push(Builder::new(journal.clone(), snapshots, Config::default()).kind::<Tally>().start().await.unwrap());
+    }
+    let mut accepted = 0;
+    for n in 0..200 {
+        let caller = Caller::new(CommandId(format!("c{n}")), "tester", "test");
+        if within(nodes[n % 2].ask::<Tally>("a", Command::Add(1), caller)).await.is_ok() {
+            accepted += 1;
+        }
+    }
+    assert!(accepted >= 100, "each node wins again and again: {accepted}");
+    for node in &nodes {
+        let caller = Caller::new(CommandId(format!("sync {}", fastrand::u64(..))), "tester", "test");
+        let _ = within(node.ask::<Tally>("a", Command::Add(0), caller)).await;
+    }
+    drop(nodes);
+    let snapshots = Arc::new(Snapshots::open(&dir.path().join("snapshots-new")));
+    let fresh = Builder::new(journal, snapshots, Config::default()).kind::<Tally>().start().await.unwrap();
+    let total = within(fresh.view::<Tally, _>("a", |state, _| state.total)).await.unwrap();
+    assert_eq!(total, accepted);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_drained_node_has_finished_what_was_in_flight_and_takes_no_more() {
+    let dir = folder();
+    let node = Arc::new(Node::start(dir.path(), Config::default()).await);
+    node.faulty.rule(|_| Fault::Stall);
+    let caller = {
+        let node = node.clone();
+        tokio::spawn(async move { node.ask("a", Command::Add(1)).await })
+    };
+    until("it waits", || async { node.faulty.stalled() == 1 }).await;
+    let draining = {
+        let node = node.clone();
+        tokio::spawn(async move { node.runtime.drain(DEADLINE).await })
+    };
+    until("no new work is taken", || async {
+        matches!(node.ask("b", Command::Add(1)).await, Err(AskError::Failed(Failure::Draining)))
+    })
+    .await;
+    node.faulty.heal();
+    assert_eq!(caller.await.unwrap(), Ok(1));
+    assert!(draining.await.unwrap(), "everybody left");
+    assert_eq!(node.residents(), 0);
+}

@@ -1,0 +1,153 @@
+//! An entity with one of everything: sums, debts, timers, answers that come later, and faults on command.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::{Deserialize, Serialize};
+use souk::domain::{CommandId, Context, Debt, Decision, Entity, Timestamp};
+
+pub struct Tally;
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct State {
+    pub id: String,
+    pub total: i64,
+    /// By number: to whom, how much.
+    pub giving: BTreeMap<u64, (String, i64)>,
+    pub taken: BTreeSet<(String, u64)>,
+    pub alarm: Option<Timestamp>,
+    pub rung: u32,
+    pub waiting: Vec<CommandId>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub enum Command {
+    Add(i64),
+    /// Takes `amount` out of here and owes it to `to`.
+    Give { to: String, number: u64, amount: i64 },
+    Take { from: String, number: u64, amount: i64 },
+    HeardTaken { number: u64 },
+    SetAlarm(Timestamp),
+    Ring,
+    /// Answered by the next `Settle`.
+    WaitForSettle,
+    Settle,
+    Refuse,
+    PanicInDecide,
+    /// Journals an event that no state survives.
+    PanicInEvolve,
+}
+
+#[derive(Debug, Clone, PartialEq, thiserror::Error, Serialize, Deserialize)]
+#[error("refused")]
+pub struct Refused;
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(tag = "type", content = "data")]
+pub enum Event {
+    #[serde(rename = "tally.added")]
+    Added { id: String, amount: i64 },
+    #[serde(rename = "tally.giving")]
+    Giving { id: String, to: String, number: u64, amount: i64 },
+    #[serde(rename = "tally.given")]
+    Given { number: u64 },
+    #[serde(rename = "tally.taken")]
+    Taken { from: String, number: u64, amount: i64 },
+    #[serde(rename = "tally.alarm_set")]
+    AlarmSet { at: Timestamp },
+    #[serde(rename = "tally.rung")]
+    Rung,
+    #[serde(rename = "tally.waited")]
+    Waited { command: CommandId },
+    #[serde(rename = "tally.settled")]
+    Settled,
+    #[serde(rename = "tally.poisoned")]
+    Poisoned,
+}
+
+impl Entity for Tally {
+    const KIND: &'static str = "tally";
+    const SNAPSHOT_FORMAT: u32 = 1;
+    type State = State;
+    type Command = Command;
+    type Event = Event;
+    /// The total after the command.
+    type Reply = i64;
+    type Rejection = Refused;
+
+    fn decide(state: &State, command: Command, context: &Context<'_>) -> Result<Decision<Self>, Refused> {
+        let id = context.id.to_owned();
+        Ok(match command {
+            Command::Add(amount) => Decision::now(vec![Event::Added { id, amount }], state.total + amount),
+            Command::Give { to, number, amount } => {
+                Decision::now(vec![Event::Giving { id, to, number, amount }], state.total - amount)
+            }
+            Command::Take { from, number, .. } if state.taken.contains(&(from.clone(), number)) => Decision::now(vec![], state.total),
+            Command::Take { from, number, amount } => {
+                Decision::now(vec![Event::Taken { from, number, amount }], state.total + amount)
+            }
+            Command::HeardTaken { number } if state.giving.contains_key(&number) => {
+                Decision::now(vec![Event::Given { number }], state.total)
+            }
+            Command::HeardTaken { .. } => Decision::now(vec![], state.total),
+            Command::SetAlarm(at) => Decision::now(vec![Event::AlarmSet { at }], state.total),
+            Command::Ring if state.alarm.is_some_and(|at| at <= context.now) => Decision::now(vec![Event::Rung], state.total),
+            Command::Ring => Decision::now(vec![], state.total),
+            Command::WaitForSettle => Decision::later(vec![Event::Waited { command: context.command.clone() }]),
+            Command::Settle => {
+                let decision = Decision::now(vec![Event::Settled], state.total);
+                state.waiting.iter().fold(decision, |decision, command| decision.settle(command.clone(), Ok(state.total)))
+            }
+            Command::Refuse => return Err(Refused),
+            Command::PanicInDecide => panic!("as commanded"),
+            Command::PanicInEvolve => Decision::now(vec![Event::Poisoned], 0),
+        })
+    }
+
+    fn evolve(state: &mut State, event: &Event) {
+        match event {
+            Event::Added { id, amount } => {
+                state.id.clone_from(id);
+                state.total += amount;
+            }
+            Event::Giving { id, to, number, amount } => {
+                state.id.clone_from(id);
+                state.total -= amount;
+                state.giving.insert(*number, (to.clone(), *amount));
+            }
+            Event::Given { number } => {
+                state.giving.remove(number);
+            }
+            Event::Taken { from, number, amount } => {
+                state.total += amount;
+                state.taken.insert((from.clone(), *number));
+            }
+            Event::AlarmSet { at } => state.alarm = Some(*at),
+            Event::Rung => {
+                state.alarm = None;
+                state.rung += 1;
+            }
+            Event::Waited { command } => state.waiting.push(command.clone()),
+            Event::Settled => state.waiting.clear(),
+            Event::Poisoned => panic!("as journaled"),
+        }
+    }
+
+    fn owes(state: &State) -> Vec<Debt<Self>> {
+        let owed = state.giving.iter().map(|(number, (to, amount))| {
+            let (number, amount) = (*number, *amount);
+            let command = Command::Take { from: state.id.clone(), number, amount };
+            Debt::tell::<Tally>(format!("give/{number}"), to.clone(), command, move |taken| {
+                taken.ok().map(|_| Command::HeardTaken { number })
+            })
+        });
+        owed.collect()
+    }
+
+    fn due(state: &State) -> Option<Timestamp> {
+        state.alarm
+    }
+
+    fn elapse() -> Option<Command> {
+        Some(Command::Ring)
+    }
+}
