@@ -11,7 +11,10 @@ pub mod money;
 pub mod order;
 pub mod payment;
 pub mod product;
+#[cfg(test)]
+mod testing;
 pub mod time;
+pub mod turn;
 
 pub use cart::Cart;
 pub use entity::{CommandId, Context, Debt, Decision, Entity, Outside, Recipient, Reply};

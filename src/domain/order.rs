@@ -3,9 +3,16 @@
 //! The order leads the purchase: it reserves at each inventory item, has its payment authorized, commits and captures,
 //! and when anything is refused or time runs out it undoes what was done. It never ends half done.
 
+use std::collections::BTreeSet;
+
 use serde::{Deserialize, Serialize};
 
-use super::{CommandId, Money, Timestamp, payment::Method, time::MINUTE_MS};
+use super::{
+    CommandId, Context, Debt, Decision, Entity, Inventory, Money, Payment, Timestamp, inventory, payment, payment::Method,
+    time::MINUTE_MS, turn,
+};
+
+type Turn = turn::Turn<Order>;
 
 /// An order that is not paid by then is cancelled by its own timer.
 pub const UNPAID_MS: i64 = 30 * MINUTE_MS;
@@ -65,6 +72,8 @@ pub struct Draft {
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct State {
+    /// Its own id, under which it reserves and pays.
+    pub id: String,
     pub draft: Option<Draft>,
     pub placed_at: Timestamp,
     pub status: Status,
@@ -73,8 +82,8 @@ pub struct State {
     pub payment: PaymentPhase,
     /// Why it was cancelled or not paid.
     pub reason: Option<Reason>,
-    /// The `Place` whose caller waits for the outcome.
-    pub waiting: Option<CommandId>,
+    /// Each `Place` whose caller waits for the outcome.
+    pub waiting: Vec<CommandId>,
     pub shipments: Vec<Shipment>,
 }
 
@@ -234,7 +243,10 @@ pub enum Rejection {
 #[serde(tag = "type", content = "data")]
 pub enum Event {
     #[serde(rename = "order.created")]
-    Created { command: CommandId, draft: Draft, placed_at: Timestamp },
+    Created { id: String, command: CommandId, draft: Draft, placed_at: Timestamp },
+    /// Another command placed the same order, and waits for its outcome too.
+    #[serde(rename = "order.placed_again")]
+    PlacedAgain { command: CommandId },
     #[serde(rename = "order.line.reserved")]
     LineReserved { sku: String },
     #[serde(rename = "order.line.refused")]
@@ -256,6 +268,8 @@ pub enum Event {
     PaymentCaptureFailed { reason: String },
     #[serde(rename = "order.payment.voided")]
     PaymentVoided,
+    #[serde(rename = "order.payment.refunded")]
+    PaymentRefunded,
     #[serde(rename = "order.paid")]
     Paid { total: Money },
     #[serde(rename = "order.payment_failed")]
@@ -267,4 +281,425 @@ pub enum Event {
     /// The money went back and the stock with it.
     #[serde(rename = "order.refunded")]
     Refunded { total: Money },
+}
+
+impl Entity for Order {
+    const KIND: &'static str = "order";
+    const SNAPSHOT_FORMAT: u32 = 1;
+
+    type State = State;
+    type Command = Command;
+    type Event = Event;
+    type Reply = Reply;
+    type Rejection = Rejection;
+
+    fn decide(state: &State, command: Command, context: &Context<'_>) -> Result<Decision<Self>, Rejection> {
+        match command {
+            Command::Place { draft } => return state.place(draft, context),
+            Command::Cancel { reason } => return state.cancel(reason),
+            Command::Ship { carrier, tracking_number } => return state.ship(carrier, tracking_number, context),
+            _ => {}
+        }
+        let mut turn = Turn::on(state);
+        if let Some(event) = state.note(command, context.now) {
+            turn.emit(event);
+            conclude(&mut turn, &state.waiting);
+        }
+        Ok(turn.now(Reply::Noted))
+    }
+
+    fn evolve(state: &mut State, event: &Event) {
+        match event {
+            Event::Created { id, command, draft, placed_at } => {
+                state.id.clone_from(id);
+                state.stock = vec![Stock::OwingReserve; draft.lines.len()];
+                state.draft = Some(draft.clone());
+                state.placed_at = *placed_at;
+                state.status = Status::Pending;
+                state.waiting = vec![command.clone()];
+            }
+            Event::PlacedAgain { command } => state.waiting.push(command.clone()),
+            Event::LineReserved { sku } => state.set_line(sku, Stock::Reserved),
+            Event::LineRefused { sku, available } => state.set_line(sku, Stock::Refused { available: *available }),
+            Event::LineReleased { sku } => state.set_line(sku, Stock::Released),
+            Event::LineCommitted { sku } => state.set_line(sku, Stock::Committed),
+            Event::LineRestocked { sku } => state.set_line(sku, Stock::Restocked),
+            Event::Updated { status } => state.move_to(*status),
+            Event::PaymentAuthorized => {
+                state.payment = PaymentPhase::OwingCapture;
+                state.turn_lines(&[(Stock::Reserved, Stock::OwingCommit)]);
+            }
+            Event::PaymentCaptured => state.payment = PaymentPhase::Captured,
+            Event::PaymentCaptureFailed { reason } => {
+                state.payment = PaymentPhase::CaptureFailed;
+                state.reason = Some(Reason::PaymentDeclined { message: reason.clone() });
+            }
+            Event::PaymentVoided => state.payment = PaymentPhase::Voided,
+            Event::PaymentRefunded => state.payment = PaymentPhase::Refunded,
+            Event::Paid { .. } => state.status = Status::Paid,
+            Event::PaymentFailed { reason } => state.undo(Status::PaymentFailed, reason),
+            Event::Cancelled { reason } => state.undo(Status::Cancelled, reason),
+            Event::Shipped { shipment } => {
+                state.status = Status::Shipped;
+                state.shipments.push(shipment.clone());
+            }
+            Event::Refunded { .. } => state.status = Status::Refunded,
+        }
+        if state.is_concluded() {
+            state.waiting.clear();
+        }
+    }
+
+    fn owes(state: &State) -> Vec<Debt<Self>> {
+        let Some(draft) = &state.draft else { return Vec::new() };
+        let lines = draft.lines.iter().zip(&state.stock);
+        lines.filter_map(|(line, stock)| state.stock_debt(draft, line, *stock)).chain(state.payment_debt(draft)).collect()
+    }
+
+    fn due(state: &State) -> Option<Timestamp> {
+        state.awaits_payment().then(|| state.placed_at.plus_ms(UNPAID_MS))
+    }
+
+    fn elapse() -> Option<Command> {
+        Some(Command::Expire)
+    }
+}
+
+/// Decides what follows from what was just heard, and answers whoever waits when the order has come to its end.
+fn conclude(turn: &mut Turn, waiting: &[CommandId]) {
+    while let Some(event) = turn.state.follows() {
+        turn.emit(event);
+    }
+    if turn.state.is_concluded() {
+        let outcome = turn.state.outcome();
+        turn.settle_all(waiting.iter().cloned(), &Ok(Reply::Concluded(outcome)));
+    }
+}
+
+impl State {
+    pub fn outcome(&self) -> Outcome {
+        Outcome { order: self.id.clone(), status: self.status, reason: self.reason.clone() }
+    }
+
+    /// Whether the outcome is known and no unit is still bound: whoever hears of a failure may want the units again.
+    fn is_concluded(&self) -> bool {
+        match self.status {
+            Status::Absent | Status::Pending | Status::Reserved => false,
+            Status::Paid | Status::Shipped | Status::Refunded => true,
+            Status::Cancelled | Status::PaymentFailed => {
+                !self.stock.iter().any(|stock| matches!(stock, Stock::OwingRelease | Stock::OwingRestock))
+            }
+        }
+    }
+
+    /// Whether it can still run out of time: until the authorization is heard.
+    fn awaits_payment(&self) -> bool {
+        self.status == Status::Pending || (self.status == Status::Reserved && self.payment == PaymentPhase::OwingAuthorize)
+    }
+
+    fn all_lines(&self, is: impl Fn(&Stock) -> bool) -> bool {
+        self.stock.iter().all(is)
+    }
+
+    fn line(&self, sku: &str) -> Option<Stock> {
+        let lines = &self.draft.as_ref()?.lines;
+        lines.iter().zip(&self.stock).find(|(line, _)| line.sku == sku).map(|(_, stock)| *stock)
+    }
+
+    fn set_line(&mut self, sku: &str, to: Stock) {
+        let Some(draft) = &self.draft else { return };
+        for (_, stock) in draft.lines.iter().zip(&mut self.stock).filter(|(line, _)| line.sku == sku) {
+            *stock = to;
+        }
+    }
+
+    fn turn_lines(&mut self, turns: &[(Stock, Stock)]) {
+        for stock in &mut self.stock {
+            if let Some((_, to)) = turns.iter().find(|(from, _)| from == stock) {
+                *stock = *to;
+            }
+        }
+    }
+
+    /// With every line reserved the payment is next; where there is nothing to pay, the units are the customer's.
+    fn move_to(&mut self, status: Status) {
+        self.status = status;
+        if status != Status::Reserved {
+            return;
+        }
+        match self.draft.as_ref().is_some_and(|draft| draft.total.amount > 0) {
+            true => self.payment = PaymentPhase::OwingAuthorize,
+            false => self.turn_lines(&[(Stock::Reserved, Stock::OwingCommit)]),
+        }
+    }
+
+    /// Turns all that was done into the debt of undoing it. A line whose reservation was not answered may have it.
+    fn undo(&mut self, status: Status, reason: &Reason) {
+        self.payment = match (self.payment, status) {
+            (PaymentPhase::OwingAuthorize, Status::PaymentFailed) => PaymentPhase::Declined,
+            (PaymentPhase::OwingAuthorize, _) => PaymentPhase::OwingVoid,
+            (PaymentPhase::Captured, _) => PaymentPhase::OwingRefund,
+            (payment, _) => payment,
+        };
+        self.turn_lines(&[
+            (Stock::OwingReserve, Stock::OwingRelease),
+            (Stock::Reserved, Stock::OwingRelease),
+            (Stock::Committed, Stock::OwingRestock),
+        ]);
+        self.status = status;
+        self.reason = Some(reason.clone());
+    }
+
+    fn place(&self, draft: Draft, context: &Context<'_>) -> Result<Decision<Order>, Rejection> {
+        let (id, command) = (context.id.to_owned(), context.command.clone());
+        match &self.draft {
+            None => {
+                draft.check()?;
+                Ok(Decision::later(vec![Event::Created { id, command, draft, placed_at: context.now }]))
+            }
+            Some(placed) if *placed != draft => Err(Rejection::Exists),
+            Some(_) if self.is_concluded() => Ok(Decision::now(Vec::new(), Reply::Concluded(self.outcome()))),
+            Some(_) if self.waiting.contains(&command) => Ok(Decision::later(Vec::new())),
+            Some(_) => Ok(Decision::later(vec![Event::PlacedAgain { command }])),
+        }
+    }
+
+    fn cancel(&self, message: String) -> Result<Decision<Order>, Rejection> {
+        let status = self.status;
+        let mut turn = Turn::on(self);
+        match status {
+            Status::Absent => return Err(Rejection::Unknown),
+            Status::Cancelled | Status::Refunded => {}
+            Status::Shipped | Status::PaymentFailed => return Err(Rejection::NotCancellable { status }),
+            Status::Reserved if !self.awaits_payment() => return Err(Rejection::InPayment),
+            Status::Pending | Status::Reserved | Status::Paid => {
+                turn.emit(Event::Cancelled { reason: Reason::Requested { message } });
+                conclude(&mut turn, &self.waiting);
+            }
+        }
+        Ok(turn.now(Reply::Cancelled))
+    }
+
+    fn ship(
+        &self,
+        carrier: String,
+        tracking_number: Option<String>,
+        context: &Context<'_>,
+    ) -> Result<Decision<Order>, Rejection> {
+        match self.status {
+            Status::Absent => Err(Rejection::Unknown),
+            Status::Paid => {
+                let shipment = Shipment { carrier, tracking_number, shipped_at: context.now };
+                Ok(Decision::now(vec![Event::Shipped { shipment }], Reply::Shipped))
+            }
+            status => Err(Rejection::NotShippable { status }),
+        }
+    }
+
+    /// The event that an answer or the clock leaves; `None` for one that comes late or twice.
+    fn note(&self, command: Command, now: Timestamp) -> Option<Event> {
+        let line_is = |sku: &str, stock: Stock| self.line(sku) == Some(stock);
+        let event = match command {
+            Command::HeardReserved { sku } => (line_is(&sku, Stock::OwingReserve), Event::LineReserved { sku }),
+            Command::HeardRefused { sku, available } => {
+                (line_is(&sku, Stock::OwingReserve), Event::LineRefused { sku, available })
+            }
+            Command::HeardReleased { sku } => (line_is(&sku, Stock::OwingRelease), Event::LineReleased { sku }),
+            Command::HeardCommitted { sku } => (line_is(&sku, Stock::OwingCommit), Event::LineCommitted { sku }),
+            Command::HeardRestocked { sku } => (line_is(&sku, Stock::OwingRestock), Event::LineRestocked { sku }),
+            Command::HeardAuthorized => (self.payment == PaymentPhase::OwingAuthorize, Event::PaymentAuthorized),
+            Command::HeardDeclined { reason: message } => {
+                let reason = Reason::PaymentDeclined { message };
+                (self.payment == PaymentPhase::OwingAuthorize, Event::PaymentFailed { reason })
+            }
+            Command::HeardCaptured => (self.payment == PaymentPhase::OwingCapture, Event::PaymentCaptured),
+            Command::HeardCaptureFailed { reason } => {
+                (self.payment == PaymentPhase::OwingCapture, Event::PaymentCaptureFailed { reason })
+            }
+            Command::HeardVoided => (self.payment == PaymentPhase::OwingVoid, Event::PaymentVoided),
+            Command::HeardRefunded => (self.payment == PaymentPhase::OwingRefund, Event::PaymentRefunded),
+            Command::Expire => {
+                let over = self.awaits_payment() && now >= self.placed_at.plus_ms(UNPAID_MS);
+                (over, Event::Cancelled { reason: Reason::Unpaid })
+            }
+            Command::Place { .. } | Command::Cancel { .. } | Command::Ship { .. } => return None,
+        };
+        event.0.then_some(event.1)
+    }
+
+    /// The next step that the order takes by itself.
+    fn follows(&self) -> Option<Event> {
+        let total = self.draft.as_ref()?.total;
+        let is_settled = |payment| self.payment == payment || (total.amount == 0 && self.payment == PaymentPhase::None);
+        match self.status {
+            Status::Pending if self.all_lines(|stock| *stock == Stock::Reserved) => {
+                Some(Event::Updated { status: Status::Reserved })
+            }
+            Status::Pending if self.all_lines(|stock| *stock != Stock::OwingReserve) => {
+                Some(Event::Cancelled { reason: Reason::OutOfStock { short: self.short() } })
+            }
+            Status::Reserved if self.all_lines(|stock| *stock == Stock::Committed) => match &self.reason {
+                Some(reason) if self.payment == PaymentPhase::CaptureFailed => {
+                    Some(Event::PaymentFailed { reason: reason.clone() })
+                }
+                _ => is_settled(PaymentPhase::Captured).then_some(Event::Paid { total }),
+            },
+            Status::Cancelled if self.all_lines(|stock| *stock == Stock::Restocked) => {
+                is_settled(PaymentPhase::Refunded).then_some(Event::Refunded { total })
+            }
+            _ => None,
+        }
+    }
+
+    fn short(&self) -> Vec<Short> {
+        let lines = self.draft.iter().flat_map(|draft| &draft.lines).zip(&self.stock);
+        let refused = lines.filter_map(|(line, stock)| match stock {
+            Stock::Refused { available } => {
+                Some(Short { sku: line.sku.clone(), requested: line.quantity, available: *available })
+            }
+            _ => None,
+        });
+        refused.collect()
+    }
+
+    fn stock_debt(&self, draft: &Draft, line: &Line, stock: Stock) -> Option<Debt<Order>> {
+        let (order, sku, quantity) = (self.id.clone(), line.sku.clone(), line.quantity);
+        let owe = |verb: &str, command: inventory::Command, hear: fn(String, StockAnswer) -> Option<Command>| {
+            let heard = sku.clone();
+            Some(Debt::tell::<Inventory>(format!("{verb}/{sku}"), sku, command, move |answer| hear(heard, answer)))
+        };
+        match stock {
+            Stock::OwingReserve => {
+                let reserve = inventory::Command::Reserve { order, cart: draft.cart.clone(), quantity };
+                owe("reserve", reserve, |sku, answer| Some(hear_reserve(sku, answer)))
+            }
+            Stock::OwingRelease => owe("release", inventory::Command::Release { order }, |sku, answer| {
+                answer.ok().map(|_| Command::HeardReleased { sku })
+            }),
+            Stock::OwingCommit => owe("commit", inventory::Command::Commit { order }, |sku, answer| {
+                answer.ok().map(|_| Command::HeardCommitted { sku })
+            }),
+            Stock::OwingRestock => owe("restock", inventory::Command::Restock { order, quantity }, |sku, answer| {
+                answer.ok().map(|_| Command::HeardRestocked { sku })
+            }),
+            Stock::Reserved | Stock::Refused { .. } | Stock::Released | Stock::Committed | Stock::Restocked => None,
+        }
+    }
+
+    fn payment_debt(&self, draft: &Draft) -> Option<Debt<Order>> {
+        let payment = payment_id(&self.id);
+        let owe = |id: &str, command: payment::Command, hear: fn(PaymentAnswer) -> Option<Command>| {
+            Some(Debt::tell::<Payment>(id, payment, command, hear))
+        };
+        match self.payment {
+            PaymentPhase::OwingAuthorize => {
+                let (order, amount, method) = (self.id.clone(), draft.total, draft.payment.clone());
+                owe("authorize", payment::Command::Authorize { order, amount, method }, hear_authorize)
+            }
+            PaymentPhase::OwingCapture => owe("capture", payment::Command::Capture, hear_capture),
+            PaymentPhase::OwingVoid => owe("void", payment::Command::Void, |answer| answer.ok().map(|_| Command::HeardVoided)),
+            PaymentPhase::OwingRefund => {
+                owe("refund", payment::Command::Refund, |answer| answer.ok().map(|_| Command::HeardRefunded))
+            }
+            PaymentPhase::None
+            | PaymentPhase::Declined
+            | PaymentPhase::Captured
+            | PaymentPhase::CaptureFailed
+            | PaymentPhase::Voided
+            | PaymentPhase::Refunded => None,
+        }
+    }
+}
+
+type StockAnswer = Result<inventory::Reply, inventory::Rejection>;
+type PaymentAnswer = Result<payment::Reply, payment::Rejection>;
+
+/// The id of an order's one payment.
+pub fn payment_id(order: &str) -> String {
+    format!("pay_{}", order.strip_prefix("ord_").unwrap_or(order))
+}
+
+fn hear_reserve(sku: String, answer: StockAnswer) -> Command {
+    match answer {
+        Ok(_) => Command::HeardReserved { sku },
+        Err(inventory::Rejection::Short { available, .. }) => Command::HeardRefused { sku, available },
+        Err(_) => Command::HeardRefused { sku, available: 0 },
+    }
+}
+
+fn hear_authorize(answer: PaymentAnswer) -> Option<Command> {
+    match answer {
+        Ok(payment::Reply::Authorized) => Some(Command::HeardAuthorized),
+        Ok(payment::Reply::Declined { reason }) => Some(Command::HeardDeclined { reason }),
+        Ok(_) => None,
+        Err(rejection) => Some(Command::HeardDeclined { reason: rejection.to_string() }),
+    }
+}
+
+/// A payment that refuses the capture has not taken anything and never will.
+fn hear_capture(answer: PaymentAnswer) -> Option<Command> {
+    match answer {
+        Ok(payment::Reply::Captured) => Some(Command::HeardCaptured),
+        Ok(payment::Reply::CaptureFailed { reason }) => Some(Command::HeardCaptureFailed { reason }),
+        Ok(_) => None,
+        Err(rejection) => Some(Command::HeardCaptureFailed { reason: rejection.to_string() }),
+    }
+}
+
+fn invalid(field: impl Into<String>, message: impl Into<String>) -> Rejection {
+    Rejection::Invalid { field: field.into(), message: message.into() }
+}
+
+impl Draft {
+    fn check(&self) -> Result<(), Rejection> {
+        if !(1..=LINES_MAX).contains(&self.lines.len()) {
+            return Err(invalid("/lines", format!("must be 1 to {LINES_MAX}")));
+        }
+        let mut skus = BTreeSet::new();
+        for (index, line) in self.lines.iter().enumerate() {
+            line.check(index)?;
+            if !skus.insert(&line.sku) {
+                return Err(invalid(format!("/lines/{index}/sku"), "another line has this sku"));
+            }
+        }
+        let total = Money::sum(self.total.currency, self.lines.iter().map(|line| line.total));
+        if total != Ok(self.total) {
+            return Err(invalid("/total", "must be the sum of the lines, in their one currency"));
+        }
+        self.shipping_address.check().map_err(|(field, message)| invalid(format!("/shipping_address/{field}"), message))
+    }
+}
+
+impl Line {
+    fn check(&self, index: usize) -> Result<(), Rejection> {
+        if !(1..=QUANTITY_MAX).contains(&self.quantity) {
+            return Err(invalid(format!("/lines/{index}/quantity"), format!("must be 1 to {QUANTITY_MAX}")));
+        }
+        if self.unit_price.amount < 0 {
+            return Err(invalid(format!("/lines/{index}/unit_price"), "must not be negative"));
+        }
+        if self.unit_price.times(self.quantity) != Ok(self.total) {
+            return Err(invalid(format!("/lines/{index}/total"), "must be the unit price times the quantity"));
+        }
+        Ok(())
+    }
+}
+
+impl Address {
+    pub const FIELD_CHARS_MAX: usize = 255;
+
+    /// The first field that is wrong, and why.
+    pub fn check(&self) -> Result<(), (&'static str, String)> {
+        let needed = [("name", &self.name), ("line1", &self.line1), ("city", &self.city), ("postal_code", &self.postal_code)];
+        let optional = self.line2.as_ref().map(|line2| ("line2", line2));
+        for (field, text) in needed.into_iter().chain(optional) {
+            if text.trim().is_empty() || text.chars().count() > Self::FIELD_CHARS_MAX {
+                return Err((field, format!("must have 1 to {} characters", Self::FIELD_CHARS_MAX)));
+            }
+        }
+        if self.country.len() != 2 || !self.country.bytes().all(|byte| byte.is_ascii_uppercase()) {
+            return Err(("country", "must be the two upper-case letters of ISO 3166-1".to_owned()));
+        }
+        Ok(())
+    }
 }
