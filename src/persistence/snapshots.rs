@@ -7,7 +7,9 @@ pub struct Snapshot {
 }
 pub struct Snapshots;
 impl Snapshots {
-    pub fn open(_dir: &std::path::Path) -> Self { Snapshots }
+    pub fn open(_dir: &std::path::Path) -> Self {
+        Snapshots
+    }
     pub fn get(&self, _e: &EntityKey) -> Option<Snapshot> {
         None
     }

@@ -61,10 +61,9 @@ impl Journal for Faulty {
         match fault {
             Fault::None => self.inner.append(append, done),
             Fault::NotWritten => done(Err(AppendError::NotWritten("as told".into()))),
-            Fault::StoredButUnknown => self.inner.append(
-                append,
-                Box::new(|stored| done(stored.and_then(|_| Err(AppendError::Unknown("as told".into()))))),
-            ),
+            Fault::StoredButUnknown => self
+                .inner
+                .append(append, Box::new(|stored| done(stored.and_then(|_| Err(AppendError::Unknown("as told".into())))))),
             Fault::Stall => self.stalled.lock().unwrap().push((append, done)),
         }
     }
@@ -81,7 +80,11 @@ impl Journal for Faulty {
         self.inner.highest()
     }
 
-    fn agenda<'a>(&'a self, after: Option<&'a EntityKey>, limit: usize) -> BoxFuture<'a, Result<Vec<(EntityKey, Wake)>, ReadError>> {
+    fn agenda<'a>(
+        &'a self,
+        after: Option<&'a EntityKey>,
+        limit: usize,
+    ) -> BoxFuture<'a, Result<Vec<(EntityKey, Wake)>, ReadError>> {
         self.inner.agenda(after, limit)
     }
 }

@@ -23,9 +23,19 @@ pub struct State {
 pub enum Command {
     Add(i64),
     /// Takes `amount` out of here and owes it to `to`.
-    Give { to: String, number: u64, amount: i64 },
-    Take { from: String, number: u64, amount: i64 },
-    HeardTaken { number: u64 },
+    Give {
+        to: String,
+        number: u64,
+        amount: i64,
+    },
+    Take {
+        from: String,
+        number: u64,
+        amount: i64,
+    },
+    HeardTaken {
+        number: u64,
+    },
     SetAlarm(Timestamp),
     Ring,
     /// Answered by the next `Settle`.
@@ -81,7 +91,9 @@ impl Entity for Tally {
             Command::Give { to, number, amount } => {
                 Decision::now(vec![Event::Giving { id, to, number, amount }], state.total - amount)
             }
-            Command::Take { from, number, .. } if state.taken.contains(&(from.clone(), number)) => Decision::now(vec![], state.total),
+            Command::Take { from, number, .. } if state.taken.contains(&(from.clone(), number)) => {
+                Decision::now(vec![], state.total)
+            }
             Command::Take { from, number, amount } => {
                 Decision::now(vec![Event::Taken { from, number, amount }], state.total + amount)
             }
