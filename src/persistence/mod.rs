@@ -4,6 +4,9 @@
 
 pub mod embedded;
 pub mod journal;
+pub mod snapshots;
+mod write_ahead;
 
 pub use embedded::{Embedded, OpenError, OpenReport, Options};
 pub use journal::{Agenda, Append, AppendError, Batch, Committed, EntityKey, Journal, Position, ReadError, Version, Wake};
+pub use snapshots::{Snapshot, Snapshots};
