@@ -40,6 +40,7 @@ use tokio::sync::{Semaphore, watch};
 use super::journal::{
     Agenda, Append, AppendError, Batch, Committed, Done, EntityKey, Journal, Position, ReadError, Version, Wake,
 };
+use super::write_ahead;
 use crate::domain::Timestamp;
 
 /// fjall stores a key's length in 16 bits; ours stay far from that.
@@ -225,6 +226,13 @@ fn decode_batch(key: &[u8], frame: &[u8]) -> Result<(EntityKey, Batch, Wake), Re
     }
     let payload = Bytes::copy_from_slice(&frame[FRAME_HEAD_BYTES..]);
     Ok((entity, Batch { first, count: head.count, position: head.position, payload }, wake_from_i64(head.wake)))
+}
+
+/// For the look at fjall's write-ahead files: `None` when the item is not one of `entities`. The other key spaces have
+/// keys of 8 bytes (`positions`) or values of 8 bytes (`agenda`).
+pub(super) fn frame_position(key: &[u8], value: &[u8]) -> Option<Result<Position, ReadError>> {
+    let is_record = key.len() > 8 && value.len() >= FRAME_HEAD_BYTES;
+    is_record.then(|| decode_frame(key, value).map(|head| head.position))
 }
 
 /// The index entry of a group: which keys were written at positions `last - n + 1 ..= last`.
@@ -417,17 +425,75 @@ impl Store {
         }
     }
 
-    /// Reads the newest `batches` back through the index, and so proves that there is no hole near the end.
-    fn verify(&self, highest: Position, batches: usize) -> Result<(), ReadError> {
-        let mut after = Position(highest.0.saturating_sub(batches as u64));
-        while after < highest {
-            match self.after(after, highest)?.back() {
-                Some(last) => after = last.batch.position,
-                None => return Err(corrupt(format!("position {}", after.0 + 1), "it is missing from the index of positions")),
+    /// Reads batches back through the index, and so proves that there is no hole among them and that the agenda agrees
+    /// with them.
+    fn verify(&self, after: Position, upto: Position) -> Result<(), ReadError> {
+        let mut at = after;
+        while at < upto {
+            for Committed { entity, batch } in self.after(at, upto)? {
+                at = batch.position;
+                let (version, wake) =
+                    self.newest(&entity)?.ok_or_else(|| corrupt(entity.as_str(), "its newest batch is missing"))?;
+                if version < batch.last() {
+                    return Err(corrupt(format!("{entity}@{}", batch.last()), "its newest batch is older than this"));
+                }
+                let planned = self.agenda.get(entity.as_str()).map_err(|e| from_engine("the agenda", e))?;
+                let planned = planned.map_or(Ok(WAKE_NEVER), |value| (&*value).try_into().map(i64::from_le_bytes));
+                if planned.ok() != Some(wake) {
+                    return Err(corrupt(format!("the agenda's {entity}"), "it disagrees with the entity's newest batch"));
+                }
             }
         }
         Ok(())
     }
+
+    /// Proves that the index goes from `after` to `highest` without a hole, without reading the batches.
+    fn check_index(&self, after: Position, highest: Position) -> Result<(), ReadError> {
+        let mut expected = after.0.max(1);
+        let missing = |position| corrupt(format!("position {position}"), "it is missing from the index of positions");
+        for guard in self.positions.range(expected.to_be_bytes()..) {
+            let (key, value) = guard.into_inner().map_err(|e| from_engine("the index of positions", e))?;
+            let group = decode_group(&key, &value)?;
+            if group.first > expected {
+                return Err(missing(expected));
+            }
+            expected = group.last + 1;
+        }
+        if expected <= highest.0 { Err(missing(expected)) } else { Ok(()) }
+    }
+}
+
+/// fjall creates a database anew where it finds no `version`, and deletes key spaces that it takes for half created.
+/// Both are right only while the very first opening has not ended.
+fn check_folders(database: &Path, complete: bool, repaired: &mut impl FnMut(String)) -> Result<(), OpenError> {
+    let failed = || io_error(format!("reading {}", database.display()));
+    fs::create_dir_all(database).map_err(failed())?;
+    let spaces = database.join("keyspaces");
+    let has_version = database.join("version").try_exists().map_err(failed())?;
+    if complete {
+        let missing = |path: PathBuf| OpenError::Corrupt { place: path.display().to_string(), what: "it is missing".into() };
+        if !has_version {
+            return Err(missing(database.join("version")));
+        }
+        let mut found = 0;
+        for entry in fs::read_dir(&spaces).map_err(failed())? {
+            let current = entry.map_err(failed())?.path().join("current");
+            if !current.try_exists().map_err(failed())? {
+                return Err(missing(current));
+            }
+            found += 1;
+        }
+        // Ours are three; fjall keeps their names in one of its own.
+        if found < 4 {
+            return Err(missing(spaces.join("*")));
+        }
+    } else if !has_version && fs::read_dir(database).map_err(failed())?.next().is_some() {
+        let aside = database.with_extension("unfinished");
+        fs::rename(database, &aside).map_err(io_error(format!("moving {} aside", database.display())))?;
+        fs::create_dir_all(database).map_err(failed())?;
+        repaired(format!("the creation of {} had not ended; it was moved to {}", database.display(), aside.display()));
+    }
+    Ok(())
 }
 
 // ---------------------------------------------------------------------------------------------- the acknowledged mark
@@ -582,8 +648,20 @@ impl Embedded {
             Err(TryLockError::Error(e)) => return Err(io_error(format!("locking {}", lock_path.display()))(e)),
         }
 
-        let marked = Mark::read(dir).map_err(io_error(format!("reading {}", dir.join(MARK_NAME).display())))?;
         let database = dir.join("fjall");
+        let mut repairs = Vec::new();
+        let mut repaired = |repair: String| {
+            tracing::warn!(repair, "the journal was repaired");
+            repairs.push(repair);
+        };
+        let mark_path = dir.join(MARK_NAME);
+        let mark_exists = mark_path.try_exists().map_err(io_error(format!("reading {}", mark_path.display())))?;
+        let marked = Mark::read(dir).map_err(io_error(format!("reading {}", mark_path.display())))?;
+        if mark_exists && marked.is_none() {
+            repaired(format!("{} was damaged and is written anew", mark_path.display()));
+        }
+        check_folders(&database, mark_exists, &mut repaired)?;
+        let survey = write_ahead::inspect(&database, marked, &dir.join("torn-tail"), &mut repaired)?;
         // fjall meets damage in places with an assertion; that must refuse to start, not end the process without a word.
         let store = match catch_unwind(AssertUnwindSafe(|| Store::open(&database, &options))) {
             Ok(Ok(store)) => store,
@@ -612,7 +690,21 @@ impl Embedded {
                 what: format!("the journal ends here, but position {} was acknowledged", marked.0),
             });
         }
-        store.verify(highest, options.verify_batches).map_err(refuse)?;
+        if survey.highest.is_some_and(|written| highest < written) {
+            return Err(OpenError::Corrupt {
+                place: format!("position {}", highest.0 + 1),
+                what: "the storage engine dropped it while opening".into(),
+            });
+        }
+        if !mark_exists && highest > Position(0) {
+            repaired(format!("{} was missing and is written anew", mark_path.display()));
+        }
+        // What fjall replayed must join what it had in its tables without a hole.
+        if let Some(first) = survey.first {
+            store.check_index(Position(first.0.saturating_sub(1)), highest).map_err(refuse)?;
+            store.verify(Position(first.0 - 1), first).map_err(refuse)?;
+        }
+        store.verify(Position(highest.0.saturating_sub(options.verify_batches as u64)), highest).map_err(refuse)?;
         let mark = Mark::open(dir, highest).map_err(io_error(format!("writing {}", dir.join(MARK_NAME).display())))?;
 
         let core = Arc::new(Core {
@@ -640,7 +732,7 @@ impl Embedded {
             .name("souk-journal".into())
             .spawn(move || writer.run())
             .map_err(io_error("starting the journal's writer"))?;
-        let report = OpenReport { highest, repairs: Vec::new() };
+        let report = OpenReport { highest, repairs };
         Ok((Arc::new(Embedded { core, writer: Mutex::new(Some(thread)) }), report))
     }
 

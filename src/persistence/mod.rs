@@ -6,6 +6,7 @@ pub mod embedded;
 pub mod journal;
 pub mod record;
 pub mod snapshots;
+mod write_ahead;
 
 pub use embedded::{Embedded, OpenError, OpenReport, Options};
 pub use journal::{Agenda, Append, AppendError, Batch, Committed, EntityKey, Journal, Position, ReadError, Version, Wake};

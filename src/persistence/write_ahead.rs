@@ -1,0 +1,257 @@
+//! A look at fjall's write-ahead files before fjall opens them, because fjall forgives too much.
+//!
+//! What fjall 3.1 does by itself (`journal/reader.rs`, `journal/batch_reader.rs`): at the first entry that it cannot
+//! parse it truncates the file there and goes on, whatever follows. A flipped byte in a tag or a length therefore loses
+//! every later batch of that file without a word, acknowledged or not. And where an entry parses but the batch's
+//! checksum is wrong it refuses to open, even when that batch is only the tail torn by a power failure.
+//!
+//! What this file makes of it. The embedded journal flushes each batch before it writes the next, so at most one batch,
+//! the last, can be torn, and whatever stands behind a batch proves that the batch was once durable. Hence:
+//!
+//! - the files end with a batch that is not whole, nothing of a later batch follows, and its position was not
+//!   acknowledged: a torn tail. It is copied to `torn-tail`, cut off, and reported.
+//! - anything else that is not whole, any step back or gap in the sequence numbers or positions, within a file or from
+//!   one to the next: corruption. Nothing is touched, the place is named, the journal does not open.
+//!
+//! It must never cut off what may have been acknowledged.
+
+use std::fs::{self, OpenOptions};
+use std::io;
+use std::path::{Path, PathBuf};
+
+use xxhash_rust::xxh3::xxh3_64;
+
+use super::embedded::{OpenError, frame_position};
+use super::journal::Position;
+
+/// Tags and trailer of fjall's format 3 (`journal/entry.rs`, `file.rs`).
+const START: u8 = 1;
+const ITEM: u8 = 2;
+const END: u8 = 3;
+const TRAILER: [u8; 4] = [b'F', b'J', b'L', 3];
+
+/// A batch never has more items or larger values than these; more means that a length is damaged.
+const ITEMS_MAX: u32 = 1 << 20;
+const VALUE_MAX_BYTES: u32 = 1 << 28;
+const KEY_MAX_BYTES: u16 = 1 << 11;
+const KEY_SPACES_MAX: u64 = 1 << 10;
+/// fjall's background work takes a few sequence numbers between batches, never this many.
+const SEQUENCE_STEP_MAX: u64 = 1 << 32;
+
+/// What the files hold when they are sound.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Survey {
+    pub first: Option<Position>,
+    pub highest: Option<Position>,
+    sequence: Option<u64>,
+}
+
+/// How a file ends.
+#[derive(Debug, PartialEq, Eq)]
+enum Tail {
+    Whole,
+    /// Bytes that are no whole batch begin at `at`.
+    Broken {
+        at: usize,
+        what: &'static str,
+        later: Option<usize>,
+    },
+    /// Whole batches, but not the ones that belong here.
+    Misplaced {
+        at: usize,
+        what: String,
+    },
+}
+
+struct Reader<'a> {
+    bytes: &'a [u8],
+    at: usize,
+}
+
+const CUT: &str = "it is cut";
+
+impl<'a> Reader<'a> {
+    fn take(&mut self, len: usize) -> Result<&'a [u8], &'static str> {
+        let taken = self.bytes.get(self.at..).and_then(|rest| rest.get(..len)).ok_or(CUT)?;
+        self.at += len;
+        Ok(taken)
+    }
+
+    fn array<const N: usize>(&mut self) -> Result<[u8; N], &'static str> {
+        self.take(N)?.try_into().map_err(|_| CUT)
+    }
+
+    fn byte(&mut self) -> Result<u8, &'static str> {
+        self.array().map(u8::from_le_bytes)
+    }
+
+    fn u32(&mut self) -> Result<u32, &'static str> {
+        self.array().map(u32::from_le_bytes)
+    }
+
+    fn u64(&mut self) -> Result<u64, &'static str> {
+        self.array().map(u64::from_le_bytes)
+    }
+
+    /// Number of items and sequence number.
+    fn start(&mut self) -> Result<(u32, u64), &'static str> {
+        let (tag, count, sequence) = (self.byte()?, self.u32()?, self.u64()?);
+        if tag != START || count == 0 || count > ITEMS_MAX {
+            return Err("it does not begin as a batch does");
+        }
+        Ok((count, sequence))
+    }
+
+    /// Type of the value, lengths of key and value.
+    fn item_head(&mut self) -> Result<(u8, usize, usize), &'static str> {
+        let (tag, kind, compression, space) = (self.byte()?, self.byte()?, self.byte()?, self.u64()?);
+        let key = u16::from_le_bytes(self.array()?);
+        let (value, stored) = (self.u32()?, self.u32()?);
+        let sound = tag == ITEM
+            && matches!(kind, 0..=2)
+            && compression == 0
+            && space <= KEY_SPACES_MAX
+            && (1..=KEY_MAX_BYTES).contains(&key)
+            && value == stored
+            && value <= VALUE_MAX_BYTES;
+        if sound { Ok((kind, usize::from(key), value as usize)) } else { Err("an item's head is damaged") }
+    }
+}
+
+struct WholeBatch {
+    end: usize,
+    sequence: u64,
+    positions: Vec<Position>,
+}
+
+fn whole_batch(bytes: &[u8], at: usize) -> Result<WholeBatch, &'static str> {
+    let mut reader = Reader { bytes, at };
+    let (count, sequence) = reader.start()?;
+    let items = reader.at;
+    let mut positions = Vec::new();
+    for _ in 0..count {
+        let (kind, key, value) = reader.item_head()?;
+        let (key, value) = (reader.take(key)?, reader.take(value)?);
+        if kind == 0
+            && let Some(position) = frame_position(key, value)
+        {
+            positions.push(position.map_err(|_| "a record's checksum does not match")?);
+        }
+    }
+    let hash = xxh3_64(&bytes[items..reader.at]);
+    if reader.byte()? != END {
+        return Err("it does not end as a batch does");
+    }
+    if reader.u64()? != hash {
+        return Err("its checksum does not match");
+    }
+    if reader.array()? != TRAILER {
+        return Err("it does not end as a batch does");
+    }
+    Ok(WholeBatch { end: reader.at, sequence, positions })
+}
+
+/// Where behind `at` another batch begins, whole or not. The head of its first item is asked for too, so that bytes
+/// inside a payload are not taken for one.
+fn later_batch(bytes: &[u8], at: usize, after: Option<u64>) -> Option<usize> {
+    let begins = |at: &usize| {
+        let mut reader = Reader { bytes, at: *at };
+        let Ok((_, sequence)) = reader.start() else { return false };
+        after.is_none_or(|after| (after..after.saturating_add(SEQUENCE_STEP_MAX)).contains(&sequence))
+            && reader.item_head().is_ok()
+    };
+    (at + 1..bytes.len()).find(begins)
+}
+
+/// Reads one file, going on from the survey of those before it.
+fn walk(bytes: &[u8], survey: &mut Survey) -> Tail {
+    // fjall fills its files with zeros beforehand.
+    let bytes = &bytes[..bytes.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1)];
+    let mut at = 0;
+    while at < bytes.len() {
+        let batch = match whole_batch(bytes, at) {
+            Ok(batch) => batch,
+            Err(what) => return Tail::Broken { at, what, later: later_batch(bytes, at, survey.sequence) },
+        };
+        if let Some(before) = survey.sequence
+            && !(before + 1..before.saturating_add(SEQUENCE_STEP_MAX)).contains(&batch.sequence)
+        {
+            return Tail::Misplaced { at, what: format!("sequence number {} follows {before}", batch.sequence) };
+        }
+        survey.sequence = Some(batch.sequence);
+        for position in batch.positions {
+            if let Some(before) = survey.highest
+                && position.0 != before.0 + 1
+            {
+                return Tail::Misplaced { at, what: format!("position {} follows {}", position.0, before.0) };
+            }
+            survey.first.get_or_insert(position);
+            survey.highest = Some(position);
+        }
+        at = batch.end;
+    }
+    Tail::Whole
+}
+
+/// fjall's write-ahead files, oldest first.
+fn files(database: &Path) -> io::Result<Vec<PathBuf>> {
+    let mut files = Vec::new();
+    for entry in fs::read_dir(database)? {
+        let path = entry?.path();
+        let number = path.file_name().and_then(|name| name.to_str()).and_then(|name| name.strip_suffix(".jnl"));
+        if let Some(number) = number.and_then(|number| number.parse::<u64>().ok()) {
+            files.push((number, path));
+        }
+    }
+    files.sort();
+    Ok(files.into_iter().map(|(_, path)| path).collect())
+}
+
+/// Surveys the write-ahead files of the database in `database`, cutting off a torn tail. `acknowledged` is the newest
+/// position known to have been acknowledged; what is cut off is kept in `kept`.
+pub(super) fn inspect(
+    database: &Path,
+    acknowledged: Option<Position>,
+    kept: &Path,
+    repaired: &mut impl FnMut(String),
+) -> Result<Survey, OpenError> {
+    let failed = |doing: &str, path: &Path| {
+        let doing = format!("{doing} {}", path.display());
+        move |source| OpenError::Io { doing, source }
+    };
+    let mut survey = Survey::default();
+    let files = files(database).map_err(failed("reading", database))?;
+    for (index, path) in files.iter().enumerate() {
+        let bytes = fs::read(path).map_err(failed("reading", path))?;
+        let corrupt = |at: usize, what: String| OpenError::Corrupt { place: format!("{}, byte {at}", path.display()), what };
+        let (at, what) = match walk(&bytes, &mut survey) {
+            Tail::Whole => continue,
+            Tail::Misplaced { at, what } => return Err(corrupt(at, what)),
+            Tail::Broken { at, what, later: Some(later) } => {
+                return Err(corrupt(at, format!("the batch here is broken ({what}), and a later one begins at byte {later}")));
+            }
+            Tail::Broken { at, what, later: None } => (at, what),
+        };
+        if index + 1 < files.len() {
+            return Err(corrupt(at, format!("the batch here is broken ({what}), and a later file follows")));
+        }
+        if let (Some(acknowledged), Some(highest)) = (acknowledged, survey.highest)
+            && highest < acknowledged
+        {
+            let what = format!(
+                "the batch here is broken ({what}); position {} is the last whole one, but {} was acknowledged",
+                highest.0, acknowledged.0
+            );
+            return Err(corrupt(at, what));
+        }
+        fs::write(kept, &bytes[at..]).map_err(failed("writing", kept))?;
+        let file = OpenOptions::new().write(true).open(path).map_err(failed("opening", path))?;
+        file.set_len(at as u64).and_then(|()| file.sync_all()).map_err(failed("truncating", path))?;
+        repaired(format!(
+            "{}: cut off a torn tail at byte {at} ({what}); it was never acknowledged, and is kept in {}",
+            path.display(),
+            kept.display()
+        ));
+    }
+    Ok(survey)
+}
