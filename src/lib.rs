@@ -1,3 +1,5 @@
 //! Souk: a marketplace backend made of actors.
 pub mod domain;
+pub mod integrations;
 pub mod persistence;
+pub mod rehearse;
