@@ -197,7 +197,8 @@ impl Client {
             let request = self.request(&method, path, headers, body.clone())?;
             match self.attempt(connection, request).await {
                 Ok(answer) => return Ok(answer),
-                Err(failure) if failure.never_sent || (harmless_twice && is_broken(&failure.error)) => {}
+                Err(failure) if failure.never_sent => {}
+                Err(Failure { error: ClientError::Broken(_), .. }) if harmless_twice => {}
                 Err(failure) => return Err(failure.error),
             }
         }
@@ -273,11 +274,6 @@ impl Client {
         }
         Ok(request)
     }
-}
-
-fn is_broken(error: &ClientError) -> bool {
-    matches!(error, ClientError::Broken(error) if error.is_incomplete_message() || error.is_canceled() || error.is_closed()
-        || error.to_string().contains("connection error"))
 }
 
 /// The value of an `Authorization` header, kept out of logs.

@@ -324,3 +324,207 @@ fn note_down(report: &mut ImportReport, settled: Settled) -> Option<String> {
     }
     None
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+    use std::io;
+    use std::sync::Mutex;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::time::Instant;
+
+    use super::*;
+    use crate::domain::Currency;
+
+    const CLASSIC: &str = include_str!("../../tests/fixtures/shopify-classic.csv");
+
+    /// A catalogue in memory, which refuses what Souk's refuses: a sku of another product.
+    #[derive(Default)]
+    struct Shelf {
+        inner: Mutex<Inner>,
+        under_way: AtomicUsize,
+        most_under_way: AtomicUsize,
+        /// Fails every call after this many creations.
+        breaks_after: Option<usize>,
+    }
+
+    #[derive(Default)]
+    struct Inner {
+        products: Vec<Content>,
+        by_sku: HashMap<String, usize>,
+        stock: HashMap<String, u32>,
+    }
+
+    impl Inner {
+        fn put(&mut self, id: usize, content: Content, stock: BTreeMap<String, u32>) -> Result<(), CatalogueError> {
+            let taken = |sku: &str| self.by_sku.get(sku).is_some_and(|owner| *owner != id);
+            if let Some(variant) = content.variants.iter().find(|variant| taken(&variant.sku)) {
+                return Err(CatalogueError::Refused { reason: format!("{} is taken", variant.sku) });
+            }
+            self.by_sku.retain(|_, owner| *owner != id);
+            self.by_sku.extend(content.variants.iter().map(|variant| (variant.sku.clone(), id)));
+            self.stock.extend(stock);
+            match self.products.get_mut(id) {
+                Some(product) => *product = content,
+                None => self.products.push(content),
+            }
+            Ok(())
+        }
+    }
+
+    impl Catalogue for &Shelf {
+        async fn find_by_sku(&self, sku: &str) -> Result<Option<(String, Content)>, CatalogueError> {
+            let inner = self.inner.lock().unwrap();
+            Ok(inner.by_sku.get(sku).map(|id| (id.to_string(), inner.products[*id].clone())))
+        }
+
+        async fn create(&self, content: Content, stock: BTreeMap<String, u32>) -> Result<(), CatalogueError> {
+            let now = self.under_way.fetch_add(1, Ordering::SeqCst) + 1;
+            self.most_under_way.fetch_max(now, Ordering::SeqCst);
+            tokio::task::yield_now().await;
+            self.under_way.fetch_sub(1, Ordering::SeqCst);
+            let mut inner = self.inner.lock().unwrap();
+            let id = inner.products.len();
+            if self.breaks_after.is_some_and(|after| id >= after) {
+                return Err(CatalogueError::Unavailable { reason: "gone".to_owned() });
+            }
+            inner.put(id, content, stock)
+        }
+
+        async fn update(&self, id: &str, content: Content, stock: BTreeMap<String, u32>) -> Result<(), CatalogueError> {
+            self.inner.lock().unwrap().put(id.parse().unwrap(), content, stock)
+        }
+    }
+
+    impl Shelf {
+        fn stock(&self, sku: &str) -> Option<u32> {
+            self.inner.lock().unwrap().stock.get(sku).copied()
+        }
+
+        fn product(&self, sku: &str) -> Content {
+            let inner = self.inner.lock().unwrap();
+            inner.products[inner.by_sku[sku]].clone()
+        }
+    }
+
+    async fn import_for(shelf: &Shelf, shop: &str, text: impl Into<String>) -> Result<ImportReport, ImportError> {
+        let reader = Reader::new(io::Cursor::new(text.into()), Currency::EUR).unwrap();
+        Importer::new(shelf, Some(shop.to_owned())).run(reader, |_| {}).await
+    }
+
+    async fn import(shelf: &Shelf, text: impl Into<String>) -> ImportReport {
+        import_for(shelf, "shop_1", text).await.unwrap()
+    }
+
+    fn counts(report: &ImportReport) -> (u64, u64, u64, u64) {
+        (report.created, report.updated, report.unchanged, report.row_errors_count)
+    }
+
+    const HEADER: &str = "Handle,Title,Option1 Name,Option1 Value,Variant SKU,Variant Price,Variant Inventory Qty\n";
+
+    #[tokio::test]
+    async fn importing_the_same_file_again_changes_nothing_and_resets_no_stock() {
+        let shelf = Shelf::default();
+        let report = import(&shelf, CLASSIC).await;
+        assert_eq!(counts(&report), (3, 0, 0, 1));
+        assert_eq!((report.variants, report.skipped_image_rows, report.notes_count), (5, 1, 1));
+        assert_eq!(report.unknown_columns, ["Märkte"]);
+        assert_eq!(shelf.product("POT-1").shop, "shop_1");
+
+        shelf.inner.lock().unwrap().stock.insert("POT-1".to_owned(), 2);
+        assert_eq!(counts(&import(&shelf, CLASSIC).await), (0, 0, 3, 1));
+        assert_eq!(shelf.stock("POT-1"), Some(2));
+
+        let text = report.to_string();
+        assert!(text.starts_with("3 products with 5 variants: 3 created, 0 updated, 0 unchanged\n"), "{text}");
+        assert!(text.contains("columns that were not read: Märkte\n"), "{text}");
+        assert!(text.contains("  line 8, Variant Price: "), "{text}");
+    }
+
+    #[tokio::test]
+    async fn a_changed_product_is_updated_and_only_its_new_skus_get_stock() {
+        let shelf = Shelf::default();
+        import(&shelf, format!("{HEADER}a,A,Size,S,A-S,5,10\n")).await;
+        let report = import(&shelf, format!("{HEADER}a,A,Size,XS,A-XS,5,7\na,,,S,A-S,6,99\n")).await;
+        assert_eq!(counts(&report), (0, 1, 0, 0));
+        assert_eq!((shelf.stock("A-S"), shelf.stock("A-XS")), (Some(10), Some(7)));
+        assert_eq!(shelf.product("A-S").variants[1].price.amount, 600);
+    }
+
+    #[tokio::test]
+    async fn a_row_with_an_error_takes_no_variant_off_the_shelf() {
+        let shelf = Shelf::default();
+        import(&shelf, format!("{HEADER}a,A,Size,S,A-S,5,1\na,,,M,A-M,5,1\na,,,L,A-L,5,1\n")).await;
+        let typo = format!("{HEADER}a,A,Size,S,A-S,4,1\na,,,M,A-M,oops,1\na,,,L,A-L,5,1\n");
+        assert_eq!(counts(&import(&shelf, typo.clone()).await), (0, 1, 0, 1));
+        let skus: Vec<String> = shelf.product("A-S").variants.into_iter().map(|variant| variant.sku).collect();
+        assert_eq!(skus, ["A-S", "A-M", "A-L"]);
+        assert_eq!(counts(&import(&shelf, typo).await), (0, 0, 1, 1));
+
+        let shorter = format!("{HEADER}a,A,Size,S,A-S,4,1\n");
+        assert_eq!(counts(&import(&shelf, shorter).await), (0, 1, 0, 0));
+        assert_eq!(shelf.product("A-S").variants.len(), 1, "a file without errors says what there is");
+    }
+
+    #[tokio::test]
+    async fn another_shops_product_is_never_touched() {
+        let shelf = Shelf::default();
+        import(&shelf, format!("{HEADER}a,A,,,A,5,1\n")).await;
+        let report = import_for(&shelf, "shop_2", format!("{HEADER}a,Mine,,,A,1,1\nb,B,,,B,1,1\n")).await.unwrap();
+        assert_eq!(counts(&report), (1, 0, 0, 1));
+        assert!(report.row_errors[0].to_string().starts_with("line 2: a sku of `a` belongs to product 0 of another shop"));
+        assert_eq!(shelf.product("A").title, "A");
+    }
+
+    #[tokio::test]
+    async fn what_the_catalogue_refuses_is_an_error_at_the_products_line_and_the_rest_goes_on() {
+        let shelf = Shelf::default();
+        import(&shelf, format!("{HEADER}a,A,,,A,5,1\nb,B,,,B,5,1\n")).await;
+        let report = import(&shelf, format!("{HEADER}a,A,Size,S,A,5,1\na,,,M,B,5,1\nc,C,,,C,5,1\n")).await;
+        assert_eq!(counts(&report), (1, 0, 0, 1));
+        assert_eq!(report.row_errors[0].to_string(), "line 2: B is taken");
+    }
+
+    #[tokio::test]
+    async fn a_catalogue_that_fails_stops_the_import_and_running_it_again_goes_on() {
+        let text = file_of(200, 1);
+        let mut shelf = Shelf { breaks_after: Some(50), ..Shelf::default() };
+        let Err(ImportError::Stopped { reason, report }) = import_for(&shelf, "shop_1", text.clone()).await else {
+            panic!("it went on");
+        };
+        assert!(reason.ends_with(": gone"), "{reason}");
+        assert_eq!(report.created, 50);
+        shelf.breaks_after = None;
+        assert_eq!(counts(&import(&shelf, text).await), (150, 0, 50, 0));
+    }
+
+    #[tokio::test]
+    async fn errors_past_the_bound_are_counted_and_not_kept() {
+        let rows: String = (0..KEPT_MAX + 500).map(|number| format!("p{number},,,,,,1\n")).collect();
+        let report = import(&Shelf::default(), format!("{HEADER}keep,Keep,,,K,1,1\n{rows}x,X,,,X,bad,1\n")).await;
+        // Rows without title, price and option are images; what is left is X, twice.
+        assert_eq!((report.skipped_image_rows, report.row_errors_count), (1500, 2));
+        let rows: String = (0..KEPT_MAX + 500).map(|number| format!("p{number},,,,,1,1\n")).collect();
+        let report = import(&Shelf::default(), format!("{HEADER}{rows}")).await;
+        assert_eq!((report.row_errors.len(), report.row_errors_count), (KEPT_MAX, 1500));
+        assert!(report.to_string().ends_with("  … and 1480 more\n"), "{report}");
+    }
+
+    fn file_of(products: usize, variants: usize) -> String {
+        let mut text = HEADER.to_owned();
+        for product in 0..products {
+            text.push_str(&format!("p{product},Product {product},Size,0,P{product}-0,19.99,5\n"));
+            (1..variants).for_each(|size| text.push_str(&format!("p{product},,,{size},P{product}-{size},19.99,5\n")));
+        }
+        text
+    }
+
+    #[tokio::test]
+    async fn twenty_thousand_variants_stream_through_in_seconds_with_a_bounded_number_under_way() {
+        let (shelf, started) = (Shelf::default(), Instant::now());
+        let report = import(&shelf, file_of(5000, 4)).await;
+        assert_eq!((report.created, report.variants), (5000, 20_000));
+        assert!(shelf.most_under_way.load(Ordering::SeqCst) <= IN_FLIGHT);
+        assert!(started.elapsed() < Duration::from_secs(10), "{:?}", started.elapsed());
+    }
+}

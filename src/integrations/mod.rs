@@ -8,4 +8,5 @@ pub mod csv_rows;
 pub mod http_catalogue;
 pub mod http_client;
 pub mod import;
+pub mod import_command;
 pub mod shopify_csv;

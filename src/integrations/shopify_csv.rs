@@ -736,3 +736,307 @@ fn shown(value: &str) -> String {
     shown
 }
 
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CLASSIC: &str = include_str!("../../tests/fixtures/shopify-classic.csv");
+    const CURRENT: &str = include_str!("../../tests/fixtures/shopify-current.csv");
+
+    #[derive(Default)]
+    struct Seen {
+        products: Vec<ParsedProduct>,
+        errors: Vec<String>,
+        notes: Vec<String>,
+        images: u64,
+    }
+
+    fn read_in(text: &[u8], currency: &str) -> Seen {
+        let mut reader = Reader::new(text, currency.parse().unwrap()).unwrap();
+        let mut seen = Seen::default();
+        for item in reader.by_ref() {
+            match item {
+                Item::Product(product) => seen.products.push(product),
+                Item::RowError(error) => seen.errors.push(error.to_string()),
+                Item::Note(note) => seen.notes.push(note.to_string()),
+                Item::Broken(error) => panic!("{error}"),
+            }
+        }
+        seen.images = reader.skipped_image_rows();
+        seen
+    }
+
+    fn read(text: &str) -> Seen {
+        read_in(text.as_bytes(), "EUR")
+    }
+
+    /// Rows of a small classic file: handle, title, option name, option value, sku, price, quantity.
+    fn small(rows: &[&str]) -> Seen {
+        let header = "Handle,Title,Option1 Name,Option1 Value,Variant SKU,Variant Price,Variant Inventory Qty";
+        read(&[&[header], rows].concat().join("\n"))
+    }
+
+    fn skus(product: &ParsedProduct) -> Vec<&str> {
+        product.content.variants.iter().map(|variant| variant.sku.as_str()).collect()
+    }
+
+    fn error_of(text: &[u8]) -> String {
+        Reader::new(text, Currency::EUR).err().map(|error| error.to_string()).unwrap_or_default()
+    }
+
+    #[test]
+    fn the_classic_export_is_read() {
+        let seen = read(CLASSIC);
+        let handles: Vec<&str> = seen.products.iter().map(|product| product.content.handle.as_str()).collect();
+        assert_eq!(handles, ["clay-teapot", "linen-shirt", "old-lamp"]);
+
+        let pot = &seen.products[0];
+        assert_eq!((pot.line, pot.incomplete), (2, false));
+        assert_eq!(
+            pot.content,
+            Content {
+                shop: String::new(),
+                handle: "clay-teapot".into(),
+                title: "Clay Teapot".into(),
+                description: "<p>Holds a litre.\r\nMade by hand.</p>".into(),
+                vendor: "Kiln & Co".into(),
+                product_type: "Teapot".into(),
+                category: vec!["Home".into(), "Kitchen".into(), "Teapots".into()],
+                tags: vec!["tea".into(), "clay".into(), "handmade".into()],
+                options: vec![],
+                variants: vec![Variant { sku: "POT-1".into(), price: Money::new(4990, Currency::EUR), options: vec![] }],
+                published: true,
+            }
+        );
+        assert_eq!(pot.stock, BTreeMap::from([("POT-1".to_owned(), 12)]));
+        assert_eq!(seen.images, 1);
+
+        let shirt = &seen.products[1];
+        assert_eq!((shirt.line, shirt.incomplete), (5, true));
+        assert_eq!(shirt.content.options, ["Size", "Color"]);
+        assert_eq!(skus(shirt), ["SHIRT-S", "LINEN-SHIRT-M-SEA-BLUE", "SHIRT-L"]);
+        assert_eq!(shirt.content.variants[1].options, ["M", "Sea Blue"]);
+        let prices: Vec<i64> = shirt.content.variants.iter().map(|variant| variant.price.amount).collect();
+        assert_eq!(prices, [3500, 3550, 3550]);
+        // Negative, then not tracked.
+        assert_eq!(shirt.stock.values().copied().collect::<Vec<u32>>(), [0, 0, 3]);
+        assert_eq!(seen.notes, ["line 6, Variant Inventory Qty: -2 was read as 0"]);
+        assert_eq!(
+            seen.errors,
+            ["line 8, Variant Price: `1,035.50`: write it as 1299.00, with a point and without thousand separators"]
+        );
+        assert!(!seen.products[2].content.published, "a draft is not for sale");
+    }
+
+    #[test]
+    fn the_current_template_is_read_whatever_the_case_of_its_header() {
+        let reader = Reader::new(CURRENT.as_bytes(), Currency::EUR).unwrap();
+        assert_eq!((reader.dialect(), reader.unknown_columns().len()), (Dialect::Current, 0));
+        let seen = read(CURRENT);
+        assert_eq!((seen.errors.len(), seen.products.len()), (0, 2));
+        let (desk, lamp) = (&seen.products[0], &seen.products[1]);
+        assert_eq!(desk.content.category, ["Office", "Desks"]);
+        assert_eq!(desk.content.options, ["Width"]);
+        assert_eq!(desk.stock, BTreeMap::from([("DESK-120".to_owned(), 4), ("DESK-160".to_owned(), 0)]));
+        assert!(desk.content.published);
+        assert_eq!((skus(lamp), lamp.content.options.len()), (vec!["PAPER-LAMP"], 0));
+        assert!(!lamp.content.published);
+    }
+
+    #[test]
+    fn unknown_columns_are_reported_and_known_ones_that_we_do_not_use_are_not() {
+        let reader = Reader::new(CLASSIC.as_bytes(), Currency::EUR).unwrap();
+        assert_eq!((reader.dialect(), reader.unknown_columns()), (Dialect::Classic, &["Märkte".to_owned()][..]));
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_a_product_file_says_why() {
+        for (text, expected) in [
+            (&b""[..], "the file is empty"),
+            (b"\n\n", "the file is empty"),
+            (b"\xFF\xFEH\0a\0", "the file is UTF-16; save it as CSV UTF-8"),
+            (b"Handle;Title;Variant Price\n", "separated by semicolons"),
+            (b"name,price\n", "no column `Handle` (classic export) or `URL handle` (current template); it starts with: name, price"),
+            (b"Handle,Title\n", "no column `Variant Price`"),
+            (b"URL handle,Price\n", "no column `Title`"),
+            (b"Handle,Title,title,Variant Price\n", "the column `title` twice"),
+        ] {
+            assert!(error_of(text).contains(expected), "{} / {expected}", error_of(text));
+        }
+    }
+
+    #[test]
+    fn prices_become_minor_units_exactly_or_not_at_all() {
+        for (text, currency, expected) in [
+            ("19.99", "EUR", Some(1999)),
+            ("20", "EUR", Some(2000)),
+            ("20.5", "EUR", Some(2050)),
+            ("0", "EUR", Some(0)),
+            ("0.07", "EUR", Some(7)),
+            ("1999", "JPY", Some(1999)),
+            ("1.999", "KWD", Some(1999)),
+            ("10000000000.00", "EUR", Some(AMOUNT_MAX)),
+            ("10000000000.01", "EUR", None),
+            ("99999999999999999999", "EUR", None),
+            ("19.999", "EUR", None),
+            ("19.9", "JPY", None),
+            ("-1", "EUR", None),
+            ("+1", "EUR", None),
+            ("1,299.00", "EUR", None),
+            ("1 299.00", "EUR", None),
+            ("1'299.00", "EUR", None),
+            ("19,99", "EUR", None),
+            ("1e3", "EUR", None),
+            (".99", "EUR", None),
+            ("19.", "EUR", None),
+            ("1.2.3", "EUR", None),
+            ("€5", "EUR", None),
+            ("NaN", "EUR", None),
+        ] {
+            assert_eq!(minor_units(text, currency.parse().unwrap()).ok(), expected, "{text} {currency}");
+        }
+    }
+
+    #[test]
+    fn a_bad_row_costs_its_variant_and_a_product_without_variants_is_named() {
+        let seen = small(&["a,A,Size,S,A-S,5,1", "a,,,M,A-M,free,1", "a,,,L,A-L,5,many", "b,B,,,B,,1", "c,C,,,C,1,1"]);
+        assert_eq!(seen.products.len(), 2);
+        assert_eq!((skus(&seen.products[0]), seen.products[0].incomplete), (vec!["A-S"], true));
+        assert!(!seen.products[1].incomplete);
+        assert_eq!(
+            seen.errors,
+            [
+                "line 3, Variant Price: `free` is not an amount such as 19.99",
+                "line 4, Variant Inventory Qty: `many` is not a whole number",
+                "line 5, Variant Price: is empty",
+                "line 5: no variant of `b` could be read, so it was left out",
+            ]
+        );
+    }
+
+    #[test]
+    fn a_product_without_a_title_is_reported_once_and_left_out() {
+        let seen = small(&["a,,Size,S,A-S,5,1", "a,,,M,A-M,5,1", "b,B,,,B,1,1"]);
+        assert_eq!(seen.products.len(), 1);
+        assert_eq!(
+            seen.errors,
+            ["line 2, Title: the first row of a product needs a title; the product `a` was not read"]
+        );
+    }
+
+    #[test]
+    fn a_handle_that_comes_back_is_refused_with_the_line_of_its_first_use() {
+        let seen = small(&["a,A,,,A,5,1", "b,B,,,B,5,1", "a,Another A,,,A-2,5,1", "a,,,,,,"]);
+        assert_eq!(seen.products.iter().map(skus).collect::<Vec<_>>(), [["A"], ["B"]]);
+        assert_eq!((seen.errors.len(), seen.images), (1, 1));
+        assert!(seen.errors[0].starts_with("line 4, Handle: `a` was already used at line 2"), "{}", seen.errors[0]);
+    }
+
+    #[test]
+    fn a_repeated_sku_is_an_error_that_names_both_lines() {
+        let seen = small(&["a,A,,,SAME,5,1", "b,B,,,SAME,5,1", "c,C,,,,5,1", "d,D,,,C,5,1"]);
+        assert_eq!(seen.products.len(), 2);
+        assert_eq!(seen.errors[0], "line 3, Variant SKU: `SAME` is already the sku of line 2");
+        assert_eq!(seen.errors[2], "line 5, Variant SKU: `C` is already the sku of line 4");
+    }
+
+    #[test]
+    fn each_variant_has_one_value_for_each_option_and_no_twin() {
+        let seen = small(&["a,A,Size,S,A-S,5,1", "a,,,,A-X,5,1", "a,,,S,A-S2,5,1", "b,B,,,B,5,1", "b,,,,B-2,5,1", "b,,,41,B-3,5,1"]);
+        assert_eq!(
+            seen.errors,
+            [
+                "line 3, Option1 Value: no value for the option `Size`",
+                "line 4, Option1 Value: `S` is already the variant of line 2",
+                "line 6, Option1 Value: `b` has no options, so it has one variant, that of line 5",
+                "line 7, Option1 Value: `41` belongs to no option that the product's first row names",
+            ]
+        );
+    }
+
+    #[test]
+    fn a_sku_that_no_inventory_item_can_have_is_an_error() {
+        let long = format!("a,A,,,{},5,1", "X".repeat(SKU_BYTES_MAX + 1));
+        let seen = small(&[&long, "💐,B,,,,5,1", "über-größe,C,,,,5,1"]);
+        assert!(seen.errors[0].starts_with("line 2, Variant SKU: a sku is printable"), "{}", seen.errors[0]);
+        assert!(seen.errors[2].starts_with("line 3, Variant SKU: is empty, and"), "{}", seen.errors[2]);
+        assert_eq!(skus(&seen.products[0]), ["ÜBER-GRÖSSE"]);
+    }
+
+    #[test]
+    fn a_row_of_another_width_is_an_error_and_the_next_row_is_read() {
+        let seen = small(&["a,A,Size,S,A-S,5,1", "a,,,M", "b,B,,,B,5,1"]);
+        assert_eq!(seen.products.len(), 2);
+        assert!(seen.products[0].incomplete);
+        assert!(seen.errors[0].starts_with("line 3: has 4 fields where the header has 7"), "{}", seen.errors[0]);
+    }
+
+    #[test]
+    fn a_field_past_its_bound_or_in_another_encoding_is_an_error_of_its_row() {
+        let header = b"Handle,Title,Variant Price,Body (HTML)\n".to_vec();
+        let big = "x".repeat(FIELD_BYTES_MAX + 1);
+        let text = [&header, format!("a,A,1,{big}\n").as_bytes(), b"b,caf\xE9,1,\nc,C,1,ok\n"].concat();
+        let seen = read_in(&text, "EUR");
+        assert_eq!(seen.products.len(), 1);
+        assert_eq!(
+            seen.errors,
+            [
+                "line 2, Body (HTML): is larger than 1024 KiB; the product `a` was not read",
+                "line 3, Title: is not UTF-8; save the file as CSV UTF-8; the product `b` was not read",
+            ]
+        );
+    }
+
+    #[test]
+    fn a_quote_that_is_never_closed_is_an_error_at_its_row() {
+        let seen = small(&["a,A,,,A,5,1", "b,\"B,,,B,5,1", "c,C,,,C,5,1"]);
+        assert_eq!(seen.products.len(), 1);
+        assert!(seen.errors[0].starts_with("line 3: has 2 fields"), "{}", seen.errors[0]);
+    }
+
+    #[test]
+    fn published_and_status_decide_whether_it_is_for_sale() {
+        for (published, status, expected, notes) in [
+            ("TRUE", "Active", true, 0),
+            ("true", "", true, 0),
+            ("false", "active", false, 0),
+            ("", "active", false, 0),
+            ("true", "archived", false, 0),
+            ("yes", "active", false, 1),
+            ("true", "live", false, 1),
+        ] {
+            let seen = read(&format!("Handle,Title,Variant Price,Published,Status\na,A,1,{published},{status}"));
+            assert_eq!(
+                (seen.products[0].content.published, seen.notes.len()),
+                (expected, notes),
+                "{published}/{status}"
+            );
+        }
+        assert!(read("Handle,Title,Variant Price\na,A,1").products[0].content.published);
+    }
+
+    #[test]
+    fn a_product_has_a_bounded_number_of_variants() {
+        let mut text = "Handle,Title,Option1 Name,Option1 Value,Variant Price\na,A,N,0,1\n".to_owned();
+        (1..VARIANTS_MAX + 5).for_each(|number| text.push_str(&format!("a,,,{number},1\n")));
+        let seen = read(&text);
+        assert_eq!((seen.products[0].content.variants.len(), seen.errors.len()), (VARIANTS_MAX, 5));
+    }
+
+    #[test]
+    fn input_that_breaks_off_ends_with_the_reason_and_without_the_half_product() {
+        struct Torn<'a>(&'a [u8]);
+        impl Read for Torn<'_> {
+            fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+                if self.0.is_empty() {
+                    return Err(io::Error::other("the disk is gone"));
+                }
+                self.0.read(buffer)
+            }
+        }
+        let reader = Reader::new(Torn(b"Handle,Title,Variant Price\na,A,1\nb,B,1\n"), Currency::EUR).unwrap();
+        let items: Vec<Item> = reader.collect();
+        assert!(matches!(&items[..], [Item::Product(_), Item::Broken(ReadError::Io(_))]), "{items:?}");
+    }
+}
