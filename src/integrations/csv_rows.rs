@@ -90,8 +90,7 @@ impl<R: Read> Rows<R> {
                 Err(error) if error.kind() == ErrorKind::Interrupted => continue,
                 Err(error) => return Err(error),
             };
-            let (result, read, wrote, ends) =
-                self.parser.read_record(input, &mut row.bytes[written..], &mut row.ends[ended..]);
+            let (result, read, wrote, ends) = self.parser.read_record(input, &mut row.bytes[written..], &mut row.ends[ended..]);
             self.lines.pass(&input[..read]);
             self.input.consume(read);
             written += wrote;

@@ -44,11 +44,7 @@ pub trait Catalogue: Send + Sync {
     fn find_by_sku(&self, sku: &str) -> impl Future<Output = Result<Option<(String, Content)>, CatalogueError>> + Send;
 
     /// `stock`: initial units by sku.
-    fn create(
-        &self,
-        content: Content,
-        stock: BTreeMap<String, u32>,
-    ) -> impl Future<Output = Result<(), CatalogueError>> + Send;
+    fn create(&self, content: Content, stock: BTreeMap<String, u32>) -> impl Future<Output = Result<(), CatalogueError>> + Send;
 
     /// Replaces the content. `stock` has only skus that the product did not have.
     fn update(

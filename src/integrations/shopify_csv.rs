@@ -608,7 +608,13 @@ fn is_image_only(header: &Header, row: &Row) -> bool {
 }
 
 /// The variant of a row; `None` when the row only adds an image.
-fn read_variant(header: &Header, row: &Row, currency: Currency, draft: &Draft, first: bool) -> Result<Option<ReadVariant>, Fault> {
+fn read_variant(
+    header: &Header,
+    row: &Row,
+    currency: Currency,
+    draft: &Draft,
+    first: bool,
+) -> Result<Option<ReadVariant>, Fault> {
     if !first && is_image_only(header, row) {
         return Ok(None);
     }
@@ -736,7 +742,6 @@ fn shown(value: &str) -> String {
     shown
 }
 
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -857,7 +862,10 @@ mod tests {
             (b"\n\n", "the file is empty"),
             (b"\xFF\xFEH\0a\0", "the file is UTF-16; save it as CSV UTF-8"),
             (b"Handle;Title;Variant Price\n", "separated by semicolons"),
-            (b"name,price\n", "no column `Handle` (classic export) or `URL handle` (current template); it starts with: name, price"),
+            (
+                b"name,price\n",
+                "no column `Handle` (classic export) or `URL handle` (current template); it starts with: name, price",
+            ),
             (b"Handle,Title\n", "no column `Variant Price`"),
             (b"URL handle,Price\n", "no column `Title`"),
             (b"Handle,Title,title,Variant Price\n", "the column `title` twice"),
@@ -919,10 +927,7 @@ mod tests {
     fn a_product_without_a_title_is_reported_once_and_left_out() {
         let seen = small(&["a,,Size,S,A-S,5,1", "a,,,M,A-M,5,1", "b,B,,,B,1,1"]);
         assert_eq!(seen.products.len(), 1);
-        assert_eq!(
-            seen.errors,
-            ["line 2, Title: the first row of a product needs a title; the product `a` was not read"]
-        );
+        assert_eq!(seen.errors, ["line 2, Title: the first row of a product needs a title; the product `a` was not read"]);
     }
 
     #[test]
@@ -943,7 +948,8 @@ mod tests {
 
     #[test]
     fn each_variant_has_one_value_for_each_option_and_no_twin() {
-        let seen = small(&["a,A,Size,S,A-S,5,1", "a,,,,A-X,5,1", "a,,,S,A-S2,5,1", "b,B,,,B,5,1", "b,,,,B-2,5,1", "b,,,41,B-3,5,1"]);
+        let seen =
+            small(&["a,A,Size,S,A-S,5,1", "a,,,,A-X,5,1", "a,,,S,A-S2,5,1", "b,B,,,B,5,1", "b,,,,B-2,5,1", "b,,,41,B-3,5,1"]);
         assert_eq!(
             seen.errors,
             [
@@ -1007,11 +1013,7 @@ mod tests {
             ("true", "live", false, 1),
         ] {
             let seen = read(&format!("Handle,Title,Variant Price,Published,Status\na,A,1,{published},{status}"));
-            assert_eq!(
-                (seen.products[0].content.published, seen.notes.len()),
-                (expected, notes),
-                "{published}/{status}"
-            );
+            assert_eq!((seen.products[0].content.published, seen.notes.len()), (expected, notes), "{published}/{status}");
         }
         assert!(read("Handle,Title,Variant Price\na,A,1").products[0].content.published);
     }
