@@ -253,7 +253,7 @@ impl<C: Catalogue> Importer<C> {
         };
 
         if self.shop.as_ref().is_some_and(|shop| *shop != existing.shop) {
-            let reason = format!("a sku of `{}` belongs to product {product_id} of another shop", content.handle);
+            let reason = format!("one of its skus belongs to product {product_id} of another shop");
             return Err(CatalogueError::Refused { reason });
         }
         content.shop.clone_from(&existing.shop);
@@ -468,7 +468,7 @@ mod tests {
         import(&shelf, format!("{HEADER}a,A,,,A,5,1\n")).await;
         let report = import_for(&shelf, "shop_2", format!("{HEADER}a,Mine,,,A,1,1\nb,B,,,B,1,1\n")).await.unwrap();
         assert_eq!(counts(&report), (1, 0, 0, 1));
-        assert!(report.row_errors[0].to_string().starts_with("line 2: a sku of `a` belongs to product 0 of another shop"));
+        assert!(report.row_errors[0].to_string().starts_with("line 2: one of its skus belongs to product 0 of another shop"));
         assert_eq!(shelf.product("A").title, "A");
     }
 

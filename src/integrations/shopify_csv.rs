@@ -255,8 +255,8 @@ impl Header {
             (false, true) => Dialect::Classic,
             (false, false) if names.len() == 1 && names[0].contains(';') => return Err(ReadError::Semicolons),
             (false, false) => {
-                let shown: Vec<String> = names.iter().take(5).map(|name| name.chars().take(40).collect()).collect();
-                let found = format!("it starts with: {}", shown.join(", "));
+                let first: Vec<String> = names.iter().take(5).map(|name| shown(name)).collect();
+                let found = format!("it starts with: {}", first.join(", "));
                 return Err(ReadError::NotShopify { classic: COLUMNS[0].1, current: COLUMNS[0].2, found });
             }
         };
@@ -270,7 +270,7 @@ impl Header {
                 }
                 Some((field, ..)) => header.columns[field.slot()] = Some(index),
                 None if name.is_empty() || is_passed_over(name) => {}
-                None => header.unknown.push(name.clone()),
+                None => header.unknown.push(shown(name)),
             }
         }
         for column in &COLUMNS {
@@ -455,6 +455,7 @@ impl<R: Read> Reader<R> {
         }
         let line = self.row.line;
         if let Some(first) = self.handles.get(&handle) {
+            let handle = shown(&handle);
             let reason = format!(
                 "`{handle}` was already used at line {first}; the rows of one product stand together, and another \
                  product needs a handle of its own"
@@ -470,7 +471,7 @@ impl<R: Read> Reader<R> {
         match read_first_row(&self.header, &self.row, &mut draft) {
             Ok(notes) => notes.into_iter().for_each(|(field, note)| self.note(field, note)),
             Err(fault) => {
-                let reason = format!("{}; the product `{}` was not read", fault.reason, draft.product.content.handle);
+                let reason = format!("{}; the product `{}` was not read", fault.reason, shown(&draft.product.content.handle));
                 self.refuse_row(Fault { reason, ..fault });
                 draft.refused = true;
             }
@@ -485,7 +486,7 @@ impl<R: Read> Reader<R> {
             return;
         }
         if draft.product.content.variants.is_empty() {
-            let reason = format!("no variant of `{}` could be read, so it was left out", draft.product.content.handle);
+            let reason = format!("no variant of `{}` could be read, so it was left out", shown(&draft.product.content.handle));
             self.ready.push_back(Item::RowError(RowError { line: draft.product.line, column: None, reason }));
             return;
         }
@@ -626,8 +627,8 @@ fn read_variant(
     if let Some(twin) = content.variants.iter().position(|other| other.options == options) {
         let line = draft.variant_lines[twin];
         let reason = match options.is_empty() {
-            true => format!("`{}` has no options, so it has one variant, that of line {line}", content.handle),
-            false => format!("`{}` is already the variant of line {line}", options.join(" / ")),
+            true => format!("`{}` has no options, so it has one variant, that of line {line}", shown(&content.handle)),
+            false => format!("`{}` is already the variant of line {line}", shown(&options.join(" / "))),
         };
         return Err(header.fault(Field::OptionValue(0), reason));
     }
@@ -992,6 +993,16 @@ mod tests {
                 "line 3, Title: is not UTF-8; save the file as CSV UTF-8; the product `b` was not read",
             ]
         );
+    }
+
+    #[test]
+    fn what_a_message_shows_of_a_file_is_short_and_does_no_harm_to_a_terminal() {
+        let evil = format!("\u{1b}[2J{}", "x".repeat(1000));
+        let seen = small(&[&format!("{evil},A,,,A,5,1"), "b,B,,,B,5,1", &format!("{evil},C,,,C,5,1")]);
+        assert!(seen.errors[0].len() < 400 && !seen.errors[0].contains('\u{1b}'), "{:?}", seen.errors[0]);
+        let header = format!("Handle,Title,Variant Price,{evil}\n");
+        let reader = Reader::new(header.as_bytes(), Currency::EUR).unwrap();
+        assert!(!reader.unknown_columns()[0].contains('\u{1b}'));
     }
 
     #[test]
