@@ -1,4 +1,6 @@
 //! Souk: a marketplace backend made of actors.
 pub mod actors;
 pub mod domain;
+pub mod integrations;
 pub mod persistence;
+pub mod rehearse;
