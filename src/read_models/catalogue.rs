@@ -473,7 +473,8 @@ fn words_of(summary: &ProductSummary) -> BTreeMap<String, bool> {
 
 fn facets_of(summary: &ProductSummary) -> HashSet<Box<str>> {
     let tags = summary.tags.iter().map(|tag| Facet::Tag(tag).text());
-    let categories = (1..=summary.category.len()).filter_map(|steps| Some(Facet::Category(summary.category.get(..steps)?).text()));
+    let categories =
+        (1..=summary.category.len()).filter_map(|steps| Some(Facet::Category(summary.category.get(..steps)?).text()));
     tags.chain(categories).chain([Facet::Shop(&summary.shop_id).text()]).collect()
 }
 
@@ -596,8 +597,7 @@ impl Index {
     fn summary(&self, slot: Slot) -> Result<ProductSummary, ReadModelError> {
         let damaged = |what: &str| ReadModelError::Unavailable(format!("the catalogue is damaged: {what}"));
         let entry = self.at(slot).ok_or_else(|| damaged("an empty slot"))?;
-        let mut summary: ProductSummary =
-            serde_json::from_slice(&entry.stored).map_err(|error| damaged(&error.to_string()))?;
+        let mut summary: ProductSummary = serde_json::from_slice(&entry.stored).map_err(|error| damaged(&error.to_string()))?;
         for (variant, (_, left)) in summary.variants.iter_mut().zip(&entry.variants) {
             variant.available = left.load(Ordering::Relaxed);
         }
@@ -699,9 +699,7 @@ impl Entry {
         let dear_enough = |price: i64| query.min_price.is_none_or(|min| price >= min);
         let cheap_enough = |price: i64| query.max_price.is_none_or(|max| price <= max);
         self.variants.iter().any(|(price, _)| dear_enough(*price) && cheap_enough(*price))
-            && query.in_stock.is_none_or(|asked| {
-                asked == self.variants.iter().any(|(_, left)| left.load(Ordering::Relaxed) > 0)
-            })
+            && query.in_stock.is_none_or(|asked| asked == self.variants.iter().any(|(_, left)| left.load(Ordering::Relaxed) > 0))
     }
 }
 

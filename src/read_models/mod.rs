@@ -179,7 +179,9 @@ impl ReadModels {
             Ok(Ok(turn)) => turn,
             _ => return Err(ReadModelError::Unavailable("too many queries at once".to_owned())),
         };
-        spawn_blocking(query).await.unwrap_or_else(|broken| Err(ReadModelError::Unavailable(format!("the query broke: {broken}"))))
+        spawn_blocking(query)
+            .await
+            .unwrap_or_else(|broken| Err(ReadModelError::Unavailable(format!("the query broke: {broken}"))))
     }
 }
 

@@ -213,7 +213,7 @@ fn under(kind: u8, text: &str, id: &str) -> Vec<u8> {
 }
 
 /// As serde writes it.
-fn status_text(status: Status) -> &'static str {
+pub(super) fn status_text(status: Status) -> &'static str {
     match status {
         Status::Absent => "absent",
         Status::Pending => "pending",
@@ -254,7 +254,11 @@ pub(super) fn page(tree: &Tree, query: &OrderQuery) -> Result<Page<OrderSummary>
         place = key.get(list.len()..).unwrap_or_default().to_vec();
         let stored = match (&query.owner_user, &query.status) {
             (None, None) => Some(value),
-            (Some(_), Some(status)) if !tree.contains_key([&store::key(ORDER_BY_STATUS, status), place.as_slice()].concat())? => None,
+            (Some(_), Some(status))
+                if !tree.contains_key([&store::key(ORDER_BY_STATUS, status), place.as_slice()].concat())? =>
+            {
+                None
+            }
             _ => tree.get(order_key(&place))?,
         };
         let Some(stored) = stored else { continue };

@@ -50,7 +50,10 @@ pub(super) fn briefs(committed: &Committed) -> Result<Vec<Brief<'_>>, Unfoldable
     let records: Records<'_> =
         serde_json::from_slice(&committed.batch.payload).map_err(|error| Unfoldable::new(committed, error))?;
     if records.events.len() != committed.batch.count as usize {
-        return Err(Unfoldable::new(committed, format!("it has {} records and not {}", records.events.len(), committed.batch.count)));
+        return Err(Unfoldable::new(
+            committed,
+            format!("it has {} records and not {}", records.events.len(), committed.batch.count),
+        ));
     }
     Ok(records.events)
 }

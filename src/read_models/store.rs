@@ -5,6 +5,7 @@
 
 use std::io;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use sled::{Batch, Tree};
 
@@ -17,6 +18,10 @@ const FORMAT: u64 = 1;
 const CACHE_BYTES: u64 = 32 * 1024 * 1024;
 /// How often sled writes its buffers out by itself. What a crash loses is read again from the journal.
 const FLUSH_EVERY_MS: u64 = 1_000;
+
+/// How long a folder may be locked before it counts as another process's.
+const LOCKED_MAX: Duration = Duration::from_secs(2);
+const LOCKED_RETRY: Duration = Duration::from_millis(5);
 
 const FORMAT_KEY: &[u8] = b"!format";
 const CATALOGUE_POSITION_KEY: &[u8] = b"!position/catalogue";
@@ -47,7 +52,7 @@ impl Model {
 
 /// Opens the tree, empty when what was there cannot be used. `highest` is where the journal ends.
 pub(super) fn open(dir: &Path, highest: Position) -> Result<Tree, ReadModelError> {
-    match open_as_it_is(dir) {
+    match open_when_free(dir) {
         Ok(tree) => match unusable(&tree, highest)? {
             None => return Ok(tree),
             Some(why) => tracing::warn!(dir = %dir.display(), why, "rebuilding the read models"),
@@ -58,7 +63,7 @@ pub(super) fn open(dir: &Path, highest: Position) -> Result<Tree, ReadModelError
         Err(error) => return Err(error.into()),
     }
     drop_folder(dir)?;
-    let tree = open_as_it_is(dir)?;
+    let tree = open_when_free(dir)?;
     tree.insert(FORMAT_KEY, &FORMAT.to_be_bytes())?;
     Ok(tree)
 }
@@ -66,6 +71,20 @@ pub(super) fn open(dir: &Path, highest: Position) -> Result<Tree, ReadModelError
 fn open_as_it_is(dir: &Path) -> Result<Tree, sled::Error> {
     let database = sled::Config::new().path(dir).cache_capacity(CACHE_BYTES).flush_every_ms(Some(FLUSH_EVERY_MS)).open()?;
     database.open_tree("read-models")
+}
+
+/// Opens the tree once nobody else has it. sled gives a folder's lock up some moments after its last user is gone.
+fn open_when_free(dir: &Path) -> Result<Tree, sled::Error> {
+    let give_up = Instant::now() + LOCKED_MAX;
+    loop {
+        match open_as_it_is(dir) {
+            // sled wraps the lock's refusal in text.
+            Err(sled::Error::Io(error)) if error.to_string().contains("could not acquire lock") && Instant::now() < give_up => {
+                std::thread::sleep(LOCKED_RETRY);
+            }
+            opened => return opened,
+        }
+    }
 }
 
 /// Why what is stored cannot be built upon, if so.
