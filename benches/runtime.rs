@@ -21,7 +21,10 @@ const CALLERS: [usize; 4] = [1, 16, 256, 2048];
 
 fn main() {
     let tokio = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
-    println!("durable commands/s, {} s each; bare = fjall committing records of the same size, grouped the same way", SPAN.as_secs());
+    println!(
+        "durable commands/s, {} s each; bare = fjall committing records of the same size, grouped the same way",
+        SPAN.as_secs()
+    );
     println!("{:>8} {:>14} {:>14} {:>14} {:>12}", "callers", "bare fjall", "many entities", "one entity", "many / bare");
     for callers in CALLERS {
         let bare = bare_fjall(callers);
