@@ -59,6 +59,7 @@ fn placed(user: Option<&str>, quantities: &[u32]) -> order::Event {
         total: eur(100 * i64::from(*quantity)),
     });
     order::Event::Created {
+        id: "ord".into(),
         command: CommandId::from("place"),
         draft: order::Draft {
             owner: match user {
@@ -523,7 +524,12 @@ async fn every_event_of_the_domain_is_known() {
         "product",
         "prod_1",
         &[
-            product::Event::Drafted { command: command.clone(), content: thing.clone(), stock: Default::default() },
+            product::Event::Drafted {
+                id: "prod_1".into(),
+                command: command.clone(),
+                content: thing.clone(),
+                stock: Default::default(),
+            },
             product::Event::SkuClaimed { sku: sku.clone() },
             product::Event::SkuRefused { sku: sku.clone() },
             product::Event::SkuGivenUp { sku: sku.clone() },

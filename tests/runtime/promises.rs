@@ -389,7 +389,7 @@ async fn a_drained_node_has_finished_what_was_in_flight_and_takes_no_more() {
         tokio::spawn(async move { node.runtime.drain(DEADLINE).await })
     };
     until("no new work is taken", || async {
-        matches!(node.ask("b", Command::Add(1)).await, Err(AskError::Failed(Failure::Draining)))
+        matches!(node.ask("b", Command::Refuse).await, Err(AskError::Failed(Failure::Draining)))
     })
     .await;
     node.faulty.heal();
