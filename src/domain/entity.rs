@@ -81,11 +81,11 @@ pub struct Decision<E: Entity> {
     pub events: Vec<E::Event>,
     pub reply: Reply<E::Reply>,
     /// Answers to earlier commands whose reply was [`Reply::Later`].
-    pub settled: Vec<(CommandId, AnswerOf<E>)>,
+    pub settled: Vec<Settled<E>>,
 }
 
-/// What a command of `E` is answered by the domain.
-pub type AnswerOf<E> = Result<<E as Entity>::Reply, <E as Entity>::Rejection>;
+/// The answer to a command that was told [`Reply::Later`].
+pub type Settled<E> = (CommandId, Result<<E as Entity>::Reply, <E as Entity>::Rejection>);
 
 /// When the caller hears.
 #[derive(Debug, Clone, PartialEq)]
@@ -106,7 +106,7 @@ impl<E: Entity> Decision<E> {
     }
 
     /// Also answers an earlier command that was told [`Reply::Later`].
-    pub fn settle(mut self, command: CommandId, answer: AnswerOf<E>) -> Self {
+    pub fn settle(mut self, command: CommandId, answer: Result<E::Reply, E::Rejection>) -> Self {
         self.settled.push((command, answer));
         self
     }

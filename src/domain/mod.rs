@@ -12,6 +12,8 @@ pub mod order;
 pub mod payment;
 pub mod product;
 #[cfg(test)]
+mod saga_tests;
+#[cfg(test)]
 mod testing;
 pub mod time;
 pub mod turn;

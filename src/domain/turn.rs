@@ -1,13 +1,13 @@
 //! A decision in the making, for entities that are small enough to be copied: each event is folded into a copy of the
 //! state as soon as it is decided, so that what follows is decided against what came of it.
 
-use super::{CommandId, Decision, Entity, Reply};
+use super::{CommandId, Decision, Entity, Reply, entity::Settled};
 
 pub struct Turn<E: Entity> {
     /// What the state will be when the events so far are folded in.
     pub state: E::State,
     events: Vec<E::Event>,
-    settled: Vec<(CommandId, Result<E::Reply, E::Rejection>)>,
+    settled: Vec<Settled<E>>,
 }
 
 impl<E: Entity> Turn<E>

@@ -1,0 +1,485 @@
+//! The whole purchase in a world of its own: carts, orders, inventory items, payments and a provider, with messages that
+//! are lost, repeated, late and out of order, answers that never arrive, shoppers who cancel, and time that jumps.
+//!
+//! The world draws every choice from a list of numbers, so that proptest can shrink a failure to the few that matter.
+//! When the choices are used up the world is left in peace until nothing is owed; then the books must balance.
+
+use std::any::Any;
+use std::collections::BTreeMap;
+
+use proptest::prelude::*;
+
+use super::order::{Address, Owner, Status};
+use super::payment::{Method, Provider, ProviderAnswer, ProviderRequest, ProviderStep};
+use super::testing::{Live, at, eur};
+use super::time::MINUTE_MS;
+use super::{Cart, CommandId, Debt, Entity, Inventory, Money, Order, Payment, Recipient, Timestamp};
+use super::{cart, inventory, order, payment};
+
+const SKUS: [&str; 3] = ["BEAN-1", "CUP-2", "MILL-3"];
+const CARTS: usize = 4;
+const STOCK: u32 = 12;
+
+/// What can be under way to somebody.
+#[derive(Clone)]
+enum Request {
+    Cart(cart::Command),
+    Order(order::Command),
+    Inventory(inventory::Command),
+    Payment(payment::Command),
+    Provider(ProviderRequest),
+}
+
+#[derive(Clone)]
+struct Message {
+    to: String,
+    /// The command's id, or the idempotency key.
+    id: CommandId,
+    request: Request,
+}
+
+struct Choices {
+    numbers: Vec<u16>,
+    next: usize,
+}
+
+impl Choices {
+    fn is_over(&self) -> bool {
+        self.next >= self.numbers.len()
+    }
+
+    fn below(&mut self, bound: usize) -> usize {
+        let number = self.numbers.get(self.next).copied().unwrap_or(0);
+        self.next += 1;
+        usize::from(number) % bound.max(1)
+    }
+
+    /// True once in so many times; never when the choices are used up.
+    fn one_in(&mut self, times: usize) -> bool {
+        !self.is_over() && self.below(times) == 0
+    }
+}
+
+/// A payment provider that keeps its word on idempotency keys, whatever else it does.
+#[derive(Default)]
+struct Bank {
+    answers: BTreeMap<CommandId, ProviderAnswer>,
+    authorized: BTreeMap<String, Money>,
+    captured: BTreeMap<String, Money>,
+    refunded: BTreeMap<String, Money>,
+    voided: BTreeMap<String, ()>,
+}
+
+impl Bank {
+    fn handle(&mut self, key: &CommandId, request: ProviderRequest, choices: &mut Choices) -> ProviderAnswer {
+        let unavailable = ProviderAnswer::Unavailable { reason: "out of order".to_owned() };
+        if choices.one_in(5) {
+            return unavailable;
+        }
+        let answer = match self.answers.get(key) {
+            Some(answer) => answer.clone(),
+            None => self.carry_out(request, choices),
+        };
+        self.answers.insert(key.clone(), answer.clone());
+        if choices.one_in(5) { unavailable } else { answer }
+    }
+
+    fn carry_out(&mut self, request: ProviderRequest, choices: &mut Choices) -> ProviderAnswer {
+        let ProviderRequest { payment, step, .. } = request;
+        let declined = ProviderAnswer::Declined { reason: "no".to_owned() };
+        let is_voided = self.voided.contains_key(&payment);
+        match step {
+            ProviderStep::Authorize { .. } if is_voided || choices.one_in(4) => return declined,
+            ProviderStep::Authorize { amount, .. } => {
+                assert_eq!(self.authorized.insert(payment, amount), None, "authorized once");
+            }
+            ProviderStep::Capture { .. } if choices.one_in(4) => return declined,
+            ProviderStep::Capture { amount } => {
+                assert!(!is_voided, "a voided payment is not captured");
+                assert_eq!(self.authorized.get(&payment), Some(&amount), "what is captured was authorized");
+                assert_eq!(self.captured.insert(payment, amount), None, "captured once");
+            }
+            ProviderStep::Void => {
+                assert!(!self.captured.contains_key(&payment), "a captured payment is not voided");
+                self.voided.insert(payment, ());
+            }
+            ProviderStep::Refund { amount } => {
+                assert_eq!(self.captured.get(&payment), Some(&amount), "what is refunded was captured");
+                assert_eq!(self.refunded.insert(payment, amount), None, "refunded once");
+            }
+        }
+        ProviderAnswer::Approved { reference: "ref".to_owned() }
+    }
+}
+
+struct World {
+    choices: Choices,
+    /// Whether receivers remember the first answer to each command, as the runtime does. Without it messages may be
+    /// repeated for as long as they are owed, but not come late.
+    remembers: bool,
+    now: Timestamp,
+    commands: usize,
+    carts: BTreeMap<String, Live<Cart>>,
+    orders: BTreeMap<String, Live<Order>>,
+    items: BTreeMap<String, Live<Inventory>>,
+    payments: BTreeMap<String, Live<Payment>>,
+    bank: Bank,
+    late: Vec<Message>,
+}
+
+fn ask<E: Entity>(
+    entities: &mut BTreeMap<String, Live<E>>,
+    to: &str,
+    id: &CommandId,
+    command: E::Command,
+    now: Timestamp,
+    remembers: bool,
+) -> Option<Result<E::Reply, E::Rejection>>
+where
+    E::State: Clone + PartialEq + std::fmt::Debug,
+    E::Event: std::fmt::Debug,
+    E::Reply: std::fmt::Debug,
+{
+    let entity = entities.entry(to.to_owned()).or_insert_with(|| Live::new(to));
+    if remembers {
+        if entity.waiting.contains(id) {
+            return None;
+        }
+        if let Some(answer) = entity.first_answer(id) {
+            return Some(answer);
+        }
+    }
+    entity.handle(id, command, now)
+}
+
+fn boxed<T: Send + 'static>(answer: T) -> Box<dyn Any + Send> {
+    Box::new(answer)
+}
+
+fn message<E: Entity>(debt: Debt<E>, owner: &str) -> (Message, super::entity::Hear<E>) {
+    let (recipient, id) = (debt.to.clone(), CommandId(format!("{}/{owner}/{}", E::KIND, debt.id)));
+    let (request, hear) = debt.into_parts();
+    let (to, request) = match recipient {
+        Recipient::Entity { kind: Cart::KIND, id } => (id, Request::Cart(*request.downcast().unwrap())),
+        Recipient::Entity { kind: Order::KIND, id } => (id, Request::Order(*request.downcast().unwrap())),
+        Recipient::Entity { kind: Inventory::KIND, id } => (id, Request::Inventory(*request.downcast().unwrap())),
+        Recipient::Entity { kind: Payment::KIND, id } => (id, Request::Payment(*request.downcast().unwrap())),
+        Recipient::Outside { name } => {
+            assert_eq!(name, <Provider as super::Outside>::NAME);
+            (name.to_owned(), Request::Provider(*request.downcast().unwrap()))
+        }
+        Recipient::Entity { kind, .. } => panic!("nobody is a {kind}"),
+    };
+    (Message { to, id, request }, hear)
+}
+
+macro_rules! owed {
+    ($owed:ident, $entities:expr, $kind:ident) => {
+        for entity in $entities.values() {
+            for position in 0..$kind::owes(&entity.state).len() {
+                $owed.push(($kind::KIND, entity.id.clone(), position));
+            }
+        }
+    };
+}
+
+impl World {
+    fn new(numbers: Vec<u16>, remembers: bool) -> Self {
+        let mut world = World {
+            choices: Choices { numbers, next: 0 },
+            remembers,
+            now: at(0),
+            commands: 0,
+            carts: BTreeMap::new(),
+            orders: BTreeMap::new(),
+            items: BTreeMap::new(),
+            payments: BTreeMap::new(),
+            bank: Bank::default(),
+            late: Vec::new(),
+        };
+        for sku in SKUS {
+            world.tell_item(sku, inventory::Command::Register { product: "prod".to_owned(), on_hand: STOCK });
+            world.tell_item(sku, inventory::Command::SetThreshold { low_stock_threshold: 3 });
+        }
+        for number in 0..CARTS {
+            let owner = Owner::Account { user: format!("user{number}") };
+            world.tell_cart(&format!("cart_{number}"), cart::Command::Create { owner });
+        }
+        world
+    }
+
+    fn next_id(&mut self, who: &str) -> CommandId {
+        self.commands += 1;
+        CommandId(format!("{who}/{}", self.commands))
+    }
+
+    fn tell_item(&mut self, sku: &str, command: inventory::Command) {
+        let id = self.next_id("clerk");
+        ask(&mut self.items, sku, &id, command, self.now, true);
+    }
+
+    fn tell_cart(&mut self, cart: &str, command: cart::Command) {
+        let id = self.next_id("shopper");
+        ask(&mut self.carts, cart, &id, command, self.now, true);
+    }
+
+    fn tell_order(&mut self, order: &str, command: order::Command) {
+        let id = self.next_id("shopper");
+        ask(&mut self.orders, order, &id, command, self.now, true);
+    }
+
+    fn deliver(&mut self, message: Message) -> Option<Box<dyn Any + Send>> {
+        let Message { to, id, request } = message;
+        let (now, remembers) = (self.now, self.remembers);
+        let answer = match request {
+            Request::Cart(command) => ask(&mut self.carts, &to, &id, command, now, remembers).map(boxed),
+            Request::Order(command) => ask(&mut self.orders, &to, &id, command, now, remembers).map(boxed),
+            Request::Inventory(command) => ask(&mut self.items, &to, &id, command, now, remembers).map(boxed),
+            Request::Payment(command) => ask(&mut self.payments, &to, &id, command, now, remembers).map(boxed),
+            Request::Provider(request) => Some(boxed(self.bank.handle(&id, request, &mut self.choices))),
+        };
+        self.check_items();
+        answer
+    }
+
+    /// Attempts one debt: the message may be lost, repeated now or much later, and so may its answer.
+    fn attempt<E: Entity>(&mut self, debt: Debt<E>, owner: &str) -> Option<E::Command> {
+        let (message, hear) = message(debt, owner);
+        if self.choices.one_in(8) {
+            return None;
+        }
+        if self.remembers && self.choices.one_in(8) {
+            self.late.push(message.clone());
+        }
+        if self.choices.one_in(8) {
+            self.deliver(message.clone());
+        }
+        let answer = self.deliver(message)?;
+        if self.choices.one_in(8) { None } else { hear(answer) }
+    }
+
+    /// Hands an answer to its debtor, now and then twice.
+    fn hear(&mut self, owner: &str, heard: Request) {
+        for _ in 0..1 + usize::from(self.choices.one_in(8)) {
+            let id = self.next_id("heard");
+            self.deliver(Message { to: owner.to_owned(), id, request: heard.clone() });
+        }
+    }
+
+    fn owed(&self) -> Vec<(&'static str, String, usize)> {
+        let mut owed = Vec::new();
+        owed!(owed, self.carts, Cart);
+        owed!(owed, self.orders, Order);
+        owed!(owed, self.payments, Payment);
+        owed
+    }
+
+    fn pay_off(&mut self, (kind, owner, position): (&'static str, String, usize)) {
+        let heard = match kind {
+            Cart::KIND => {
+                let debt = Cart::owes(&self.carts[&owner].state).remove(position);
+                self.attempt(debt, &owner).map(Request::Cart)
+            }
+            Order::KIND => {
+                let debt = Order::owes(&self.orders[&owner].state).remove(position);
+                self.attempt(debt, &owner).map(Request::Order)
+            }
+            _ => {
+                let debt = Payment::owes(&self.payments[&owner].state).remove(position);
+                self.attempt(debt, &owner).map(Request::Payment)
+            }
+        };
+        if let Some(heard) = heard {
+            self.hear(&owner, heard);
+        }
+    }
+
+    fn pass_time(&mut self, millis: i64) {
+        self.now = self.now.plus_ms(millis);
+        self.orders.values_mut().for_each(|order| order.elapse(self.now));
+        self.items.values_mut().for_each(|item| item.elapse(self.now));
+    }
+
+    fn shop(&mut self) {
+        let cart = format!("cart_{}", self.choices.below(CARTS));
+        let sku = SKUS[self.choices.below(SKUS.len())].to_owned();
+        let quantity = 1 + self.choices.below(5) as u32;
+        let price = eur(if sku == SKUS[2] { 0 } else { 1_999 });
+        let command = match self.choices.below(8) {
+            0..=3 => {
+                let offer = cart::Offer { product: "prod".to_owned(), title: sku.clone(), price };
+                cart::Command::Add { sku, quantity, offer }
+            }
+            4 => cart::Command::Set { sku, quantity },
+            5 => cart::Command::Remove { sku },
+            6 => cart::Command::Merge { from: format!("cart_{}", self.choices.below(CARTS)) },
+            _ => self.checkout(),
+        };
+        self.tell_cart(&cart, command);
+    }
+
+    fn checkout(&mut self) -> cart::Command {
+        let text = || "x".to_owned();
+        cart::Command::Checkout {
+            order: format!("ord_{}", self.commands),
+            payment: Method { provider: "bank".to_owned(), token: text() },
+            shipping_address: Address {
+                name: text(),
+                line1: text(),
+                line2: None,
+                city: text(),
+                postal_code: text(),
+                country: "AT".to_owned(),
+            },
+            email: None,
+            expected_total: None,
+            prices: SKUS.iter().map(|sku| ((*sku).to_owned(), eur(if *sku == SKUS[2] { 0 } else { 1_999 }))).collect(),
+        }
+    }
+
+    fn step(&mut self) {
+        match self.choices.below(16) {
+            0..=8 => {
+                let mut owed = self.owed();
+                if !owed.is_empty() {
+                    let position = self.choices.below(owed.len());
+                    self.pay_off(owed.swap_remove(position));
+                }
+            }
+            9 if !self.late.is_empty() => {
+                let position = self.choices.below(self.late.len());
+                let message = self.late.swap_remove(position);
+                self.deliver(message);
+            }
+            10 => {
+                let minutes = [0, 1, 6, 11, 16, 31][self.choices.below(6)];
+                self.pass_time(minutes * MINUTE_MS + 7);
+            }
+            11 if !self.orders.is_empty() => {
+                let position = self.choices.below(self.orders.len());
+                let order = self.orders.keys().nth(position).cloned().unwrap_or_default();
+                let command = match self.choices.below(4) {
+                    0 => order::Command::Ship { carrier: "post".to_owned(), tracking_number: None },
+                    _ => order::Command::Cancel { reason: "changed my mind".to_owned() },
+                };
+                self.tell_order(&order, command);
+            }
+            _ => self.shop(),
+        }
+    }
+
+    /// From here on nothing is lost, declined or late, and all that is owed is paid off.
+    fn come_to_rest(&mut self) {
+        for message in std::mem::take(&mut self.late) {
+            self.deliver(message);
+        }
+        for round in 0..3_000 {
+            let mut owed = self.owed();
+            if owed.is_empty() {
+                return;
+            }
+            let debt = owed.swap_remove(round % owed.len());
+            self.pay_off(debt);
+        }
+        panic!("never comes to rest: {:?}", self.owed());
+    }
+
+    fn check_items(&self) {
+        for item in self.items.values() {
+            let state = &item.state;
+            let held: u64 = state.holds.values().map(|hold| u64::from(hold.quantity)).sum();
+            let reserved: u64 = state.reservations.values().copied().map(u64::from).sum();
+            assert_eq!((held, reserved), (state.held, state.reserved), "{}", item.id);
+            assert!(held + reserved <= u64::from(state.on_hand), "{} is oversold: {state:?}", item.id);
+        }
+    }
+
+    fn check_books(&self) {
+        let is_bought = |order: &&Live<Order>| matches!(order.state.status, Status::Paid | Status::Shipped);
+        for sku in SKUS {
+            let lines = self.orders.values().filter(is_bought).flat_map(|order| &order.state.draft.as_ref().unwrap().lines);
+            let sold: u32 = lines.filter(|line| line.sku == sku).map(|line| line.quantity).sum();
+            let state = &self.items[sku].state;
+            assert_eq!(state.on_hand + sold, STOCK, "stock of {sku}");
+            assert_eq!(state.reservations, BTreeMap::new(), "reservations of {sku}");
+        }
+        let sum = |amounts: &BTreeMap<String, Money>| amounts.values().map(|money| money.amount).sum::<i64>();
+        let paid: i64 =
+            self.orders.values().filter(is_bought).map(|order| order.state.draft.as_ref().unwrap().total.amount).sum();
+        assert_eq!(sum(&self.bank.captured) - sum(&self.bank.refunded), paid, "money");
+        for (payment, _) in self.bank.authorized.iter().filter(|(payment, _)| !self.bank.captured.contains_key(*payment)) {
+            let phase = self.payments[payment].state.phase;
+            let is_ended = self.bank.voided.contains_key(payment) || phase == payment::Phase::CaptureFailed;
+            assert!(is_ended, "{payment} is authorized for ever: {phase:?}");
+        }
+    }
+
+    fn check_everybody(&self) {
+        for order in self.orders.values() {
+            let status = order.state.status;
+            let is_ended =
+                matches!(status, Status::Paid | Status::Shipped | Status::Refunded | Status::Cancelled | Status::PaymentFailed);
+            assert!(is_ended, "{} is {status:?}", order.id);
+            assert_eq!(Order::due(&order.state), None);
+            order.assert_replays();
+        }
+        for cart in self.carts.values() {
+            assert!(!matches!(cart.state.phase, cart::Phase::CheckingOut { .. }), "{}", cart.id);
+            assert_eq!(cart.waiting.len(), 0, "{:?} of {} wait for ever", cart.waiting, cart.id);
+            cart.assert_replays();
+            self.check_holds(cart);
+        }
+        for payment in self.payments.values() {
+            assert_eq!(payment.waiting.len(), 0, "{:?} of {} wait for ever", payment.waiting, payment.id);
+            payment.assert_replays();
+        }
+        assert!(self.orders.values().all(|order| order.waiting.is_empty()), "everybody has heard of an order's outcome");
+        self.items.values().for_each(Live::assert_replays);
+    }
+
+    /// What an open cart says it has is what the items hold for it.
+    fn check_holds(&self, cart: &Live<Cart>) {
+        if cart.state.phase != cart::Phase::Open {
+            return;
+        }
+        for (sku, line) in &cart.state.lines {
+            assert!(line.quantity > 0 && line.changes.is_empty() && line.asked.is_none(), "{sku} of {}: {line:?}", cart.id);
+            if line.held_until.is_some_and(|held_until| held_until > self.now) {
+                let hold = self.items[sku].state.holds.get(&cart.id);
+                assert_eq!(hold.map(|hold| hold.quantity), Some(line.quantity), "{sku} of {}", cart.id);
+            }
+        }
+        for sku in SKUS.iter().filter(|sku| !cart.state.lines.contains_key(**sku)) {
+            let hold = self.items[*sku].state.holds.get(&cart.id).filter(|hold| hold.expires_at > self.now);
+            assert!(!self.remembers || hold.is_none(), "{sku} is held for {} though not in it", cart.id);
+        }
+    }
+}
+
+fn live_through(numbers: Vec<u16>, remembers: bool) {
+    let mut world = World::new(numbers, remembers);
+    while !world.choices.is_over() {
+        world.step();
+    }
+    world.come_to_rest();
+    world.check_everybody();
+    world.check_books();
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 100, max_shrink_iters: 3_000, ..ProptestConfig::default() })]
+
+    #[test]
+    fn every_purchase_ends_and_the_books_balance_whatever_the_network_does(
+        numbers in prop::collection::vec(any::<u16>(), 0..1200),
+    ) {
+        live_through(numbers, true);
+    }
+
+    #[test]
+    fn receivers_recognise_what_they_are_asked_again_without_remembering_command_ids(
+        numbers in prop::collection::vec(any::<u16>(), 0..1200),
+    ) {
+        live_through(numbers, false);
+    }
+}
