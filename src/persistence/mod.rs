@@ -9,5 +9,5 @@ pub mod snapshots;
 mod write_ahead;
 
 pub use embedded::{Embedded, OpenError, OpenReport, Options};
-pub use journal::{Agenda, Append, AppendError, Batch, Committed, EntityKey, Journal, Position, ReadError, Version, Wake};
+pub use journal::{Agenda, Append, AppendError, Batch, Committed, Done, EntityKey, Journal, Position, ReadError, Version, Wake};
 pub use snapshots::{Snapshot, Snapshots};

@@ -255,3 +255,135 @@ pub(super) fn inspect(
     }
     Ok(survey)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::persistence::{Append, Embedded, EntityKey, Journal, Options, Wake};
+    use std::sync::mpsc;
+
+    /// The write-ahead bytes of a journal with `groups` groups of one batch each.
+    fn written(groups: u64) -> Vec<u8> {
+        let dir = tempfile::tempdir().unwrap();
+        let (journal, _) = Embedded::open(dir.path(), Options::default()).unwrap();
+        for version in 0..groups {
+            let (sender, answer) = mpsc::channel();
+            let wake = if version % 2 == 0 { Wake::Now } else { Wake::Never };
+            let payload = format!("{{\"version\":{version}}}").into();
+            let append = Append { entity: EntityKey::new("cart", "a"), expected: version, count: 1, payload, wake };
+            journal.append(append, Box::new(move |result| sender.send(result).unwrap()));
+            answer.recv().unwrap().unwrap();
+        }
+        journal.close();
+        let files = files(&dir.path().join("fjall")).unwrap();
+        assert_eq!(files.len(), 1);
+        let mut bytes = fs::read(&files[0]).unwrap();
+        let len = bytes.iter().rposition(|byte| *byte != 0).unwrap() + 1;
+        // A few of fjall's zeros stay behind it.
+        bytes.truncate(len + 64);
+        bytes
+    }
+
+    /// Where each batch begins, and where the last ends.
+    fn seams(bytes: &[u8]) -> Vec<usize> {
+        let mut seams = vec![0];
+        while let Ok(batch) = whole_batch(bytes, seams[seams.len() - 1]) {
+            seams.push(batch.end);
+        }
+        seams
+    }
+
+    #[test]
+    fn a_sound_file_is_read_whole() {
+        let bytes = written(6);
+        let mut survey = Survey::default();
+        assert_eq!(walk(&bytes, &mut survey), Tail::Whole);
+        assert_eq!((survey.first, survey.highest), (Some(Position(1)), Some(Position(6))));
+        assert_eq!(seams(&bytes).len(), 7);
+    }
+
+    #[test]
+    fn a_file_cut_anywhere_is_whole_or_has_a_torn_tail() {
+        let bytes = written(4);
+        let seams = seams(&bytes);
+        for cut in 0..bytes.len() {
+            for zeros in [0, 200] {
+                let mut torn = bytes[..cut].to_vec();
+                torn.resize(cut + zeros, 0);
+                let mut survey = Survey::default();
+                let tail = walk(&torn, &mut survey);
+                // A batch whose last bytes are all that is missing does not exist: it ends with a trailer.
+                let whole = seams.iter().rposition(|seam| *seam <= cut).unwrap();
+                assert_eq!(survey.highest, (whole > 0).then_some(Position(whole as u64)), "cut at {cut}");
+                match tail {
+                    Tail::Whole => assert!(seams[whole] == cut || whole + 1 == seams.len()),
+                    Tail::Broken { at, later, .. } => assert_eq!((at, later), (seams[whole], None), "cut at {cut}"),
+                    Tail::Misplaced { .. } => panic!("cut at {cut}: {tail:?}"),
+                }
+            }
+        }
+    }
+
+    /// A power failure may keep later pages of the last batch and lose earlier ones.
+    #[test]
+    fn a_last_batch_with_holes_is_a_torn_tail() {
+        let bytes = written(3);
+        let seams = seams(&bytes);
+        for from in seams[2]..seams[3] {
+            for to in from + 1..=seams[3] {
+                let mut torn = bytes.clone();
+                torn[from..to].fill(0);
+                if torn == bytes {
+                    continue;
+                }
+                let mut survey = Survey::default();
+                match walk(&torn, &mut survey) {
+                    Tail::Broken { at, later: None, .. } => assert_eq!(at, seams[2]),
+                    // The batch's sequence number is in no checksum; zeros in its high bytes change nothing.
+                    Tail::Misplaced { at, .. } => assert_eq!(at, seams[2], "{from}..{to}"),
+                    // Nothing of it is left.
+                    Tail::Whole => assert_eq!((from, to), (seams[2], seams[3])),
+                    tail => panic!("{from}..{to}: {tail:?}"),
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_flipped_bit_is_never_taken_for_the_end_of_the_file() {
+        let bytes = written(5);
+        let seams = seams(&bytes);
+        for at in 0..seams[5] {
+            for bit in 0..8 {
+                let mut flipped = bytes.clone();
+                flipped[at] ^= 1 << bit;
+                let batch = seams.iter().rposition(|seam| *seam <= at).unwrap();
+                let in_sequence_number = (5..13).contains(&(at - seams[batch]));
+                let mut survey = Survey::default();
+                match walk(&flipped, &mut survey) {
+                    Tail::Broken { at: broken, later, .. } => {
+                        assert_eq!(broken, seams[batch]);
+                        assert_eq!(later.is_some(), batch < 4, "byte {at}, bit {bit}, batch {batch}");
+                    }
+                    Tail::Misplaced { .. } => assert!(in_sequence_number),
+                    Tail::Whole => {
+                        assert!(in_sequence_number, "byte {at}, bit {bit}");
+                        assert_eq!(survey.highest, Some(Position(5)));
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_missing_batch_is_noticed() {
+        let bytes = written(5);
+        let seams = seams(&bytes);
+        for missing in 1..4 {
+            let mut short = bytes[..seams[missing]].to_vec();
+            short.extend_from_slice(&bytes[seams[missing + 1]..]);
+            let tail = walk(&short, &mut Survey::default());
+            assert!(matches!(tail, Tail::Misplaced { .. }), "{tail:?}");
+        }
+    }
+}
