@@ -11,6 +11,7 @@ pub mod money;
 pub mod order;
 pub mod payment;
 pub mod product;
+pub mod request;
 pub mod time;
 
 pub use cart::Cart;
@@ -20,4 +21,5 @@ pub use money::{Currency, Money};
 pub use order::Order;
 pub use payment::Payment;
 pub use product::Product;
+pub use request::Request;
 pub use time::Timestamp;
