@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use fjall::{Database, KeyspaceCreateOptions, PersistMode};
 use souk::actors::gate::Bounds;
-use souk::actors::{Builder, Caller, Config, Runtime};
+use souk::actors::{Caller, Config, Runtime};
 use souk::domain::CommandId;
 use souk::persistence::{Embedded, EntityKey, Journal, Options, Snapshots};
 use tally::{Command, Tally};
@@ -39,7 +39,7 @@ fn main() {
 async fn start(dir: &std::path::Path, config: Config) -> (Runtime, Arc<Embedded>) {
     let (journal, _) = Embedded::open(&dir.join("journal"), Options::default()).unwrap();
     let snapshots = Arc::new(Snapshots::open(&dir.join("snapshots")));
-    (Builder::new(journal.clone(), snapshots, config).kind::<Tally>().start().await.unwrap(), journal)
+    (tally::builder(journal.clone(), snapshots, config).start().await.unwrap(), journal)
 }
 
 fn roomy() -> Config {

@@ -1,7 +1,26 @@
-//! Souk: a marketplace backend made of actors.
+//! Souk: a marketplace backend made of actors, as one program.
+//!
+//! A map for a reader who has five minutes. Imports run downhill only, in this order:
+//!
+//! - [`node`] puts a node together from the parts below; `main.rs` is its command line, [`demo`] fills an empty one.
+//! - [`http`]: the door. Requests become commands, answers and errors become JSON; no rule of commerce lives there.
+//! - [`rehearse`]: a crowd of buyers against a running service, through the door only.
+//! - [`actors`]: how an entity lives. One supervised actor for each cart, order, inventory item…; commands are decided
+//!   against its state, written to the journal, and only then answered. Messages between entities, timers, live push.
+//! - [`read_models`]: what is looked up across entities (product search, order lists), folded from the journal.
+//! - [`integrations`]: the world outside: payment providers, product files.
+//! - [`persistence`]: the journal, which is the truth, and the snapshots, which only spare replaying it.
+//! - [`domain`]: what commerce is. Pure state machines, one file for each kind of entity; start with `domain/order.rs`.
+//!
+//! `docs/paths/` follows a command, an activation and a checkout step by step; `docs/runtime.md` says what is guaranteed.
+
 pub mod actors;
+pub mod demo;
 pub mod domain;
+pub mod http;
 pub mod integrations;
+pub mod metrics;
+pub mod node;
 pub mod persistence;
 pub mod read_models;
 pub mod rehearse;

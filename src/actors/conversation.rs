@@ -11,7 +11,6 @@
 //! the order that made it.
 
 use std::any::Any;
-use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,6 +19,7 @@ use tokio::sync::Semaphore;
 
 use super::ask::{Caller, Failure};
 use crate::domain::{Outside, Timestamp};
+use crate::integrations::Integration;
 
 /// How long an attempt of a debt may take; then its outcome is unknown.
 pub const ATTEMPT: Duration = Duration::from_secs(10);
@@ -50,11 +50,6 @@ pub struct Attempt {
     pub tries: u32,
     /// Not before.
     pub again_at: Timestamp,
-}
-
-/// An integration: carries requests to something outside, under a key that makes a repeat harmless there.
-pub trait Integration<T: Outside>: Send + Sync + 'static {
-    fn carry(&self, request: T::Request, key: String) -> impl Future<Output = T::Answer> + Send;
 }
 
 type Carry<T> = Box<dyn Fn(<T as Outside>::Request, String) -> BoxFuture<'static, <T as Outside>::Answer> + Send + Sync>;

@@ -14,12 +14,13 @@ use tokio::task::JoinHandle;
 use super::agenda::Agenda;
 use super::ask::{ASK_TIMEOUT, AskError, Caller, Failure};
 use super::clock::Clock;
-use super::conversation::{Integration, Letter, OutsidePort, Port};
+use super::conversation::{Letter, OutsidePort, Port};
 use super::gate::{Bounds, NodeGate};
 use super::kind::{AnyKind, Kind, KindHandle, Origin};
 use super::reply::Outcome;
 use super::supervisor::{KindSupervisor, Root};
-use crate::domain::{Entity, Outside, Timestamp};
+use crate::domain::{Entity, EveryKind, Outside, Timestamp};
+use crate::integrations::Integration;
 use crate::persistence::{EntityKey, Journal, ReadError, Snapshots, Version, Wake};
 
 /// How the runtime behaves.
@@ -173,24 +174,6 @@ impl Builder {
         Builder { shared: Arc::new(shared), kinds: Vec::new(), by_type: HashMap::new(), outside: HashMap::new() }
     }
 
-    /// Registers a kind of entity.
-    pub fn kind<E: Entity>(mut self) -> Self {
-        let kind = Kind::<E>::new(self.shared.clone());
-        let handle: Arc<dyn AnyKind> = Arc::new(KindHandle(kind.clone()));
-        self.by_type.insert(TypeId::of::<E>(), handle.clone());
-        self.kinds.push(Starting {
-            handle,
-            supervise: Box::new(move |root| {
-                Box::pin(async move {
-                    let supervisor = KindSupervisor::start(kind.clone(), root).await?;
-                    kind.supervised_by(supervisor);
-                    Ok(())
-                })
-            }),
-        });
-        self
-    }
-
     /// Registers who carries requests to something outside.
     pub fn outside<T: Outside>(mut self, integration: Arc<impl Integration<T>>) -> Self {
         self.outside.insert(T::NAME, Arc::new(OutsidePort::<T>::new(integration)));
@@ -214,6 +197,25 @@ impl Builder {
         }
         let tasks = vec![tokio::spawn(keep_time(shared.clone())), tokio::spawn(sweep(shared.clone()))];
         Ok(Runtime(Arc::new(Inner { shared, by_type, root: root.get_cell(), fatal: fatal_heard, tasks })))
+    }
+}
+
+/// Registers a kind of entity.
+impl EveryKind for Builder {
+    fn kind<E: Entity>(&mut self) {
+        let kind = Kind::<E>::new(self.shared.clone());
+        let handle: Arc<dyn AnyKind> = Arc::new(KindHandle(kind.clone()));
+        self.by_type.insert(TypeId::of::<E>(), handle.clone());
+        self.kinds.push(Starting {
+            handle,
+            supervise: Box::new(move |root| {
+                Box::pin(async move {
+                    let supervisor = KindSupervisor::start(kind.clone(), root).await?;
+                    kind.supervised_by(supervisor);
+                    Ok(())
+                })
+            }),
+        });
     }
 }
 

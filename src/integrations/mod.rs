@@ -9,4 +9,14 @@ pub mod http_catalogue;
 pub mod http_client;
 pub mod import;
 pub mod import_command;
+pub mod sandbox;
 pub mod shopify_csv;
+
+use std::future::Future;
+
+use crate::domain::Outside;
+
+/// Carries requests to something outside, under a key that makes a repeat harmless there.
+pub trait Integration<T: Outside>: Send + Sync + 'static {
+    fn carry(&self, request: T::Request, key: String) -> impl Future<Output = T::Answer> + Send;
+}

@@ -5,13 +5,13 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use souk::actors::gate::Bounds;
-use souk::actors::{AskError, Builder, Caller, Config, Failure, Runtime};
+use souk::actors::{AskError, Caller, Config, Failure, Runtime};
 use souk::domain::CommandId;
 use souk::persistence::{Embedded, Journal, Options, Snapshots};
 use tempfile::TempDir;
 
 use crate::faulty::{Fault, Faulty};
-use crate::tally::{Command, State, Tally};
+use crate::tally::{Command, State, Tally, builder};
 
 const DEADLINE: Duration = Duration::from_secs(20);
 
@@ -41,7 +41,7 @@ impl Node {
         let faulty = Faulty::over(embedded.clone());
         let snapshots = Arc::new(Snapshots::open(&dir.join("snapshots")));
         let journal: Arc<dyn Journal> = faulty.clone();
-        let runtime = Builder::new(journal, snapshots, config).kind::<Tally>().start().await.unwrap();
+        let runtime = builder(journal, snapshots, config).start().await.unwrap();
         Node { runtime, faulty, embedded }
     }
 
@@ -369,7 +369,7 @@ async fn two_nodes_that_both_believe_they_own_an_entity_cannot_both_write() {
     }
     drop(nodes);
     let snapshots = Arc::new(Snapshots::open(&dir.path().join("snapshots-new")));
-    let fresh = Builder::new(journal, snapshots, Config::default()).kind::<Tally>().start().await.unwrap();
+    let fresh = builder(journal, snapshots, Config::default()).start().await.unwrap();
     let total = within(fresh.view::<Tally, _>("a", |state, _| state.total)).await.unwrap();
     assert_eq!(total, accepted);
 }

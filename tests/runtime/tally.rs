@@ -163,3 +163,15 @@ impl Entity for Tally {
         Some(Command::Ring)
     }
 }
+
+/// A runtime that knows tallies only.
+pub fn builder(
+    journal: std::sync::Arc<dyn souk::persistence::Journal>,
+    snapshots: std::sync::Arc<souk::persistence::Snapshots>,
+    config: souk::actors::Config,
+) -> souk::actors::Builder {
+    use souk::domain::EveryKind;
+    let mut builder = souk::actors::Builder::new(journal, snapshots, config);
+    builder.kind::<Tally>();
+    builder
+}

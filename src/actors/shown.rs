@@ -1,0 +1,515 @@
+//! What of an entity is shown outside: its state as an answer's body, and its records as events.
+//!
+//! Everything here is an allow-list. A token's hash, a payment token or a command id must never appear in it, and an
+//! e-mail address only in the answer to the order's own holder; a field that is not named here is not shown.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+use serde_json::value::RawValue;
+
+use crate::domain::{Entity, Money, Timestamp, cart, inventory, order, product};
+use crate::persistence::Version;
+use crate::persistence::record::Record;
+
+#[derive(Debug, Serialize)]
+pub struct ProductShown<'a> {
+    pub id: &'a str,
+    pub shop_id: &'a str,
+    pub handle: &'a str,
+    pub title: &'a str,
+    pub description: &'a str,
+    pub vendor: &'a str,
+    #[serde(rename = "type")]
+    pub product_type: &'a str,
+    pub category: &'a [String],
+    pub tags: &'a [String],
+    pub options: &'a [String],
+    pub variants: &'a [product::Variant],
+    pub published: bool,
+    pub version: Version,
+}
+
+/// `None` while it is not (or no longer) in the catalogue.
+pub fn product<'a>(id: &'a str, state: &'a product::State, version: Version) -> Option<ProductShown<'a>> {
+    (state.phase == product::Phase::Live).then(|| ProductShown {
+        id,
+        shop_id: &state.content.shop,
+        handle: &state.content.handle,
+        title: &state.content.title,
+        description: &state.content.description,
+        vendor: &state.content.vendor,
+        product_type: &state.content.product_type,
+        category: &state.content.category,
+        tags: &state.content.tags,
+        options: &state.content.options,
+        variants: &state.content.variants,
+        published: state.content.published,
+        version,
+    })
+}
+
+#[derive(Debug, Serialize)]
+pub struct InventoryShown<'a> {
+    pub sku: &'a str,
+    pub product_id: Option<&'a str>,
+    pub on_hand: u32,
+    pub reserved: u64,
+    pub held: u64,
+    pub available: u64,
+    pub low_stock_threshold: u32,
+}
+
+/// `None` when the sku was never in any catalogue.
+pub fn inventory<'a>(sku: &'a str, state: &'a inventory::State, version: Version) -> Option<InventoryShown<'a>> {
+    let reserved = state.reservations.values().map(|units| u64::from(*units)).sum();
+    let held = state.holds.values().map(|hold| u64::from(hold.quantity)).sum();
+    (version > 0).then(|| InventoryShown {
+        sku,
+        product_id: state.product.as_deref(),
+        on_hand: state.on_hand,
+        reserved,
+        held,
+        available: u64::from(state.on_hand).saturating_sub(reserved).saturating_sub(held),
+        low_stock_threshold: state.low_stock_threshold,
+    })
+}
+
+#[derive(Debug, Serialize)]
+pub struct CartShown<'a> {
+    pub id: &'a str,
+    pub status: &'static str,
+    pub lines: Vec<CartLineShown<'a>>,
+    /// `null` while the cart is empty: it has no currency yet.
+    pub subtotal: Option<Money>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub order_id: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub merged_into: Option<&'a str>,
+    /// Why the last checkout came to nothing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub last_failure: Option<&'a order::Outcome>,
+}
+
+#[derive(Debug, Serialize)]
+pub struct CartLineShown<'a> {
+    pub sku: &'a str,
+    pub product_id: &'a str,
+    pub title: &'a str,
+    pub quantity: u32,
+    pub unit_price: Money,
+    /// `null` past the largest amount there is.
+    pub total: Option<Money>,
+    pub held_until: Option<Timestamp>,
+}
+
+/// `None` before it was made and after it was deleted.
+pub fn cart<'a>(id: &'a str, state: &'a cart::State) -> Option<CartShown<'a>> {
+    let (status, order_id, merged_into) = match &state.phase {
+        cart::Phase::Absent | cart::Phase::Deleted => return None,
+        cart::Phase::Open => ("open", None, None),
+        cart::Phase::CheckingOut { order, .. } => ("checking_out", Some(order.as_str()), None),
+        cart::Phase::CheckedOut { order } => ("checked_out", Some(order.as_str()), None),
+        cart::Phase::Merged { into, .. } => ("merged", None, Some(into.as_str())),
+    };
+    // A line without accepted units only waits for its hold.
+    let lines: Vec<_> = state
+        .lines
+        .iter()
+        .filter(|(_, line)| line.quantity > 0)
+        .map(|(sku, line)| CartLineShown {
+            sku,
+            product_id: &line.offer.product,
+            title: &line.offer.title,
+            quantity: line.quantity,
+            unit_price: line.offer.price,
+            total: line.offer.price.times(line.quantity).ok(),
+            held_until: line.held_until,
+        })
+        .collect();
+    let subtotal = lines.first().and_then(|first| {
+        let totals: Option<Vec<Money>> = lines.iter().map(|line| line.total).collect();
+        Money::sum(first.unit_price.currency, totals?).ok()
+    });
+    Some(CartShown { id, status, lines, subtotal, order_id, merged_into, last_failure: state.last_failure.as_ref() })
+}
+
+#[derive(Debug, Serialize)]
+pub struct OrderShown<'a> {
+    pub id: &'a str,
+    pub status: order::Status,
+    pub lines: Vec<OrderLineShown<'a>>,
+    pub total: Money,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub email: Option<&'a str>,
+    pub shipping_address: &'a order::Address,
+    pub payment: PaymentShown<'a>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<&'a order::Reason>,
+    pub placed_at: Timestamp,
+    pub shipments: &'a [order::Shipment],
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cart_id: Option<&'a str>,
+    /// Only in the answer that made it, and only for a guest.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub token: Option<&'a str>,
+}
+
+#[derive(Debug, Serialize)]
+pub struct OrderLineShown<'a> {
+    pub sku: &'a str,
+    pub product_id: &'a str,
+    pub title: &'a str,
+    pub quantity: u32,
+    pub unit_price: Money,
+    pub total: Money,
+}
+
+#[derive(Debug, Serialize)]
+pub struct PaymentShown<'a> {
+    pub provider: &'a str,
+    pub status: &'static str,
+}
+
+/// `None` before it was placed.
+pub fn order<'a>(id: &'a str, state: &'a order::State) -> Option<OrderShown<'a>> {
+    let draft = state.draft.as_ref()?;
+    Some(OrderShown {
+        id,
+        status: state.status,
+        lines: draft.lines.iter().map(order_line).collect(),
+        total: draft.total,
+        email: draft.email.as_deref(),
+        shipping_address: &draft.shipping_address,
+        payment: PaymentShown { provider: &draft.payment.provider, status: payment_status(state.payment) },
+        reason: state.reason.as_ref(),
+        placed_at: state.placed_at,
+        shipments: &state.shipments,
+        cart_id: draft.cart.as_deref(),
+        token: None,
+    })
+}
+
+fn order_line(line: &order::Line) -> OrderLineShown<'_> {
+    OrderLineShown {
+        sku: &line.sku,
+        product_id: &line.product,
+        title: &line.title,
+        quantity: line.quantity,
+        unit_price: line.unit_price,
+        total: line.total,
+    }
+}
+
+fn payment_status(phase: order::PaymentPhase) -> &'static str {
+    use order::PaymentPhase as P;
+    match phase {
+        P::None => "none",
+        P::OwingAuthorize => "authorizing",
+        P::Declined => "declined",
+        P::OwingCapture => "capturing",
+        P::Captured => "captured",
+        P::CaptureFailed => "capture_failed",
+        P::OwingVoid => "voiding",
+        P::Voided => "voided",
+        P::OwingRefund => "refunding",
+        P::Refunded => "refunded",
+    }
+}
+
+/// A record as a CloudEvents object.
+#[derive(Debug, Serialize)]
+pub struct EventShown<'a, D: Serialize> {
+    pub specversion: &'static str,
+    pub id: String,
+    pub source: &'static str,
+    #[serde(rename = "type")]
+    pub event_type: &'a str,
+    pub subject: &'a str,
+    pub time: Timestamp,
+    pub entityversion: Version,
+    pub data: D,
+}
+
+/// A record as a line of the audit trail.
+#[derive(Debug, Serialize)]
+pub struct HistoryShown {
+    pub version: Version,
+    #[serde(rename = "type")]
+    pub event_type: String,
+    pub time: Timestamp,
+    pub data: Box<RawValue>,
+    pub asked_by: String,
+}
+
+/// The record as it may leave, in JSON.
+pub fn event(kind: &str, id: &str, record: &Record<'_>) -> Result<Box<RawValue>, serde_json::Error> {
+    serde_json::value::to_raw_value(&EventShown {
+        specversion: "1.0",
+        id: format!("{kind}/{id}/{}", record.version),
+        source: "/souk",
+        event_type: &record.event_type,
+        subject: id,
+        time: record.time,
+        entityversion: record.version,
+        data: data(kind, record)?,
+    })
+}
+
+pub fn history(kind: &str, record: &Record<'_>) -> Result<HistoryShown, serde_json::Error> {
+    Ok(HistoryShown {
+        version: record.version,
+        event_type: record.event_type.to_string(),
+        time: record.time,
+        data: data(kind, record)?,
+        asked_by: record.asker.to_string(),
+    })
+}
+
+/// What of a record's data is shown. A kind or type that is not known shows nothing.
+fn data(kind: &str, record: &Record<'_>) -> Result<Box<RawValue>, serde_json::Error> {
+    use serde_json::value::to_raw_value;
+    match kind {
+        order::Order::KIND => match record.event::<order::Event>() {
+            Ok(event) => to_raw_value(&order_data(&event)),
+            Err(_) => to_raw_value(&Nothing {}),
+        },
+        cart::Cart::KIND => match record.event::<cart::Event>() {
+            Ok(event) => to_raw_value(&cart_data(&event)),
+            Err(_) => to_raw_value(&Nothing {}),
+        },
+        inventory::Inventory::KIND => match record.event::<inventory::Event>() {
+            Ok(event) => to_raw_value(&inventory_data(&event)),
+            Err(_) => to_raw_value(&Nothing {}),
+        },
+        _ => to_raw_value(&Nothing {}),
+    }
+}
+
+#[derive(Serialize)]
+struct Nothing {}
+
+#[derive(Default, Serialize)]
+struct OrderData<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    lines: Option<Vec<OrderLineShown<'a>>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    sku: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    available: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    status: Option<order::Status>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<&'a order::Reason>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    message: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    shipment: Option<&'a order::Shipment>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    total: Option<Money>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cart_id: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    provider: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    placed_at: Option<Timestamp>,
+}
+
+fn order_data(event: &order::Event) -> OrderData<'_> {
+    use order::Event as E;
+    let none = OrderData::default();
+    match event {
+        E::Created { draft, placed_at, id: _, command: _ } => OrderData {
+            lines: Some(draft.lines.iter().map(order_line).collect()),
+            total: Some(draft.total),
+            cart_id: draft.cart.as_deref(),
+            provider: Some(&draft.payment.provider),
+            placed_at: Some(*placed_at),
+            ..none
+        },
+        E::LineReserved { sku } | E::LineReleased { sku } | E::LineCommitted { sku } | E::LineRestocked { sku } => {
+            OrderData { sku: Some(sku), ..none }
+        }
+        E::LineRefused { sku, available } => OrderData { sku: Some(sku), available: Some(*available), ..none },
+        E::Updated { status } => OrderData { status: Some(*status), ..none },
+        E::PlacedAgain { .. } | E::PaymentAuthorized | E::PaymentCaptured | E::PaymentVoided | E::PaymentRefunded => none,
+        E::PaymentCaptureFailed { reason } => OrderData { message: Some(reason), ..none },
+        E::Paid { total } | E::Refunded { total } => OrderData { total: Some(*total), ..none },
+        E::PaymentFailed { reason } | E::Cancelled { reason } => OrderData { reason: Some(reason), ..none },
+        E::Shipped { shipment } => OrderData { shipment: Some(shipment), ..none },
+    }
+}
+
+#[derive(Default, Serialize)]
+struct CartData<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    sku: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    product_id: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    title: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    unit_price: Option<Money>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    quantity: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    held_until: Option<Timestamp>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    available: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    order_id: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    from: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    into: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    changes: Option<&'a [cart::PriceChange]>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    quantities: Option<BTreeMap<&'a str, u32>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    outcome: Option<&'a order::Outcome>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    total: Option<Money>,
+}
+
+fn cart_data(event: &cart::Event) -> CartData<'_> {
+    use cart::Event as E;
+    let none = CartData::default();
+    let units = |lines: &'_ [cart::HandedOver]| -> u32 { lines.iter().fold(0, |sum, line| sum.saturating_add(line.quantity)) };
+    match event {
+        E::Created { .. } | E::Deleted => none,
+        E::ItemRequested { sku, offer, change: _ } => CartData {
+            sku: Some(sku),
+            product_id: Some(&offer.product),
+            title: Some(&offer.title),
+            unit_price: Some(offer.price),
+            ..none
+        },
+        E::HoldAsked { sku, asked } => CartData { sku: Some(sku), quantity: Some(asked.quantity), ..none },
+        E::ItemAdded { sku, quantity, held_until, answered: _ } | E::Updated { sku, quantity, held_until, answered: _ } => {
+            CartData { sku: Some(sku), quantity: Some(*quantity), held_until: Some(*held_until), ..none }
+        }
+        E::ItemRefused { sku, available, .. } => CartData { sku: Some(sku), available: Some(*available), ..none },
+        E::ItemRemoved { sku } | E::HoldReleased { sku } => CartData { sku: Some(sku), ..none },
+        E::Repriced { changes } => CartData { changes: Some(changes), ..none },
+        E::MergeRequested { from, command: _ } | E::MergeRefused { from } => CartData { from: Some(from), ..none },
+        E::Merged { from, lines } => CartData {
+            from: Some(from),
+            quantity: Some(units(lines)),
+            quantities: Some(lines.iter().map(|line| (line.sku.as_str(), line.quantity)).collect()),
+            ..none
+        },
+        E::HandedOver { into, lines } => CartData { into: Some(into), quantity: Some(units(lines)), ..none },
+        E::CheckedOut { order, draft, command: _ } => CartData { order_id: Some(order), total: Some(draft.total), ..none },
+        E::Completed { order } => CartData { order_id: Some(order), ..none },
+        E::Reopened { outcome } => CartData { outcome: Some(outcome), ..none },
+    }
+}
+
+/// Of an inventory item everybody may know how much is left, and nothing of who has the rest.
+#[derive(Serialize)]
+struct InventoryData {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    available: Option<u32>,
+}
+
+fn inventory_data(event: &inventory::Event) -> InventoryData {
+    use inventory::Event as E;
+    let available = match event {
+        E::Created { on_hand, .. } => Some(*on_hand),
+        E::Updated { .. } | E::Closed { .. } => None,
+        E::LowStock { available, .. }
+        | E::HoldPlaced { available, .. }
+        | E::HoldReleased { available, .. }
+        | E::HoldExpired { available, .. }
+        | E::Reserved { available, .. }
+        | E::Released { available, .. }
+        | E::Decreased { available, .. }
+        | E::Increased { available, .. } => Some(*available),
+    };
+    InventoryData { available }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::{CommandId, Currency, payment};
+    use crate::persistence::record::{Cause, Payload, PayloadWriter};
+    use crate::persistence::{EntityKey, Wake};
+
+    fn recorded<E: Serialize>(kind: &str, event: &E) -> String {
+        let key = EntityKey::new(kind, "x");
+        let command = CommandId::from("cmd-secret");
+        let cause = Cause { command: &command, correlation: "corr", asker: "order/ord_secret", time: Timestamp::default() };
+        let mut writer = PayloadWriter::default();
+        writer.event(&key, 7, cause, event).unwrap();
+        let bytes = writer.finish(Wake::Never).unwrap();
+        let payload = Payload::parse(&bytes).unwrap();
+        super::event(kind, "x", &payload.events[0]).unwrap().to_string()
+    }
+
+    fn draft() -> order::Draft {
+        let price = Money::new(100, Currency::EUR);
+        order::Draft {
+            owner: order::Owner::Guest { token_sha256: "hash-secret".into() },
+            cart: Some("cart_1".into()),
+            lines: vec![order::Line {
+                sku: "S".into(),
+                product: "prod_1".into(),
+                title: "T".into(),
+                quantity: 1,
+                unit_price: price,
+                total: price,
+            }],
+            total: price,
+            email: Some("mail-secret@x.test".into()),
+            shipping_address: order::Address {
+                name: "name-secret".into(),
+                line1: "l".into(),
+                line2: None,
+                city: "c".into(),
+                postal_code: "p".into(),
+                country: "DE".into(),
+            },
+            payment: payment::Method { provider: "sandbox".into(), token: "pay-secret".into() },
+        }
+    }
+
+    #[test]
+    fn no_secret_leaves_in_an_event() {
+        let command = CommandId::from("cmd-secret");
+        let created = order::Event::Created {
+            id: "ord_1".into(),
+            command: command.clone(),
+            draft: draft(),
+            placed_at: Timestamp::default(),
+        };
+        let checked_out = cart::Event::CheckedOut { order: "ord_1".into(), command, draft: Box::new(draft()) };
+        let owned = cart::Event::Created { id: "cart_1".into(), owner: draft().owner };
+        let reserved = inventory::Event::Reserved {
+            order: "ord_secret".into(),
+            cart: Some("cart_secret".into()),
+            quantity: 1,
+            available: 4,
+        };
+        for text in [
+            recorded("order", &created),
+            recorded("cart", &checked_out),
+            recorded("cart", &owned),
+            recorded("inventory", &reserved),
+            recorded("payment", &reserved),
+        ] {
+            assert!(!text.contains("secret"), "{text}");
+        }
+        assert!(recorded("order", &created).contains(r#""type":"order.created""#));
+        assert!(recorded("inventory", &reserved).ends_with(r#""entityversion":7,"data":{"available":4}}"#));
+    }
+
+    #[test]
+    fn an_order_is_shown_without_its_secrets() {
+        let state = order::State { draft: Some(draft()), ..order::State::default() };
+        let text = serde_json::to_string(&order("ord_1", &state).unwrap()).unwrap();
+        assert!(!text.contains("pay-secret") && !text.contains("hash-secret"), "{text}");
+        assert!(order("ord_1", &order::State::default()).is_none());
+    }
+}

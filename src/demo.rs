@@ -1,0 +1,164 @@
+//! A small shop for an empty data folder, so that a newcomer has something to buy.
+//!
+//! It goes through the same commands as a vendor would and must never touch a folder that holds anything.
+
+use std::collections::BTreeMap;
+
+use futures_util::stream::{self, StreamExt, TryStreamExt};
+use ulid::Ulid;
+
+use crate::actors::{AskError, Caller, Runtime};
+use crate::domain::product::{Command, Content, Rejection, Variant};
+use crate::domain::{CommandId, Currency, Money, Product, ids};
+
+/// One product of the demo: handle, title, what it is, type, category, price in cents, and its variants by option value
+/// with their stock.
+struct Sample {
+    title: &'static str,
+    description: &'static str,
+    product_type: &'static str,
+    category: &'static [&'static str],
+    tags: &'static [&'static str],
+    cents: i64,
+    option: &'static str,
+    /// Option value, sku, units.
+    variants: &'static [(&'static str, &'static str, u32)],
+}
+
+const SAMPLES: &[Sample] = &[
+    Sample {
+        title: "Copper Lantern",
+        description: "A hand-beaten lantern that throws a lattice of light on the wall.",
+        product_type: "Lighting",
+        category: &["Home", "Lighting"],
+        tags: &["copper", "handmade"],
+        cents: 4_900,
+        option: "Size",
+        variants: &[("Small", "LANTERN-S", 400), ("Large", "LANTERN-L", 150)],
+    },
+    Sample {
+        title: "Wool Kilim",
+        description: "Flat-woven, dyed with madder and walnut, no two alike.",
+        product_type: "Rugs",
+        category: &["Home", "Rugs"],
+        tags: &["wool", "handwoven"],
+        cents: 18_900,
+        option: "Size",
+        variants: &[("120 × 180", "KILIM-120", 40), ("160 × 230", "KILIM-160", 25)],
+    },
+    Sample {
+        title: "Mint Tea Glasses, Set of Six",
+        description: "Thin glass with a gilded rim, made for pouring from high up.",
+        product_type: "Tableware",
+        category: &["Kitchen", "Glasses"],
+        tags: &["tea", "glass"],
+        cents: 2_450,
+        option: "Color",
+        variants: &[("Emerald", "TEA-EMERALD", 900), ("Amber", "TEA-AMBER", 850), ("Clear", "TEA-CLEAR", 1_200)],
+    },
+    Sample {
+        title: "Saffron Threads, 2 g",
+        description: "This year's harvest, in a tin that keeps the light out.",
+        product_type: "Spices",
+        category: &["Kitchen", "Spices"],
+        tags: &["saffron", "spice"],
+        cents: 1_690,
+        option: "",
+        variants: &[("", "SAFFRON-2G", 3_000)],
+    },
+    Sample {
+        title: "Olive Wood Board",
+        description: "One piece of an old tree, oiled, with the bark left on one edge.",
+        product_type: "Kitchenware",
+        category: &["Kitchen", "Boards"],
+        tags: &["wood", "handmade"],
+        cents: 3_900,
+        option: "",
+        variants: &[("", "BOARD-OLIVE", 260)],
+    },
+    Sample {
+        title: "Leather Babouches",
+        description: "Soft slippers of vegetable-tanned goat leather.",
+        product_type: "Footwear",
+        category: &["Clothing", "Footwear"],
+        tags: &["leather", "handmade"],
+        cents: 3_250,
+        option: "Size",
+        variants: &[
+            ("38", "BABOUCHE-38", 120),
+            ("40", "BABOUCHE-40", 180),
+            ("42", "BABOUCHE-42", 200),
+            ("44", "BABOUCHE-44", 90),
+        ],
+    },
+    Sample {
+        title: "Cedar Chess Set",
+        description: "Turned pieces in a folding box that smells of the Atlas.",
+        product_type: "Games",
+        category: &["Games"],
+        tags: &["wood", "chess"],
+        cents: 7_400,
+        option: "",
+        variants: &[("", "CHESS-CEDAR", 75)],
+    },
+    Sample {
+        title: "Indigo Market Bag",
+        description: "Holds a week's vegetables and folds into its own pocket.",
+        product_type: "Bags",
+        category: &["Clothing", "Bags"],
+        tags: &["cotton", "indigo"],
+        cents: 1_900,
+        option: "",
+        variants: &[("", "BAG-INDIGO", 1_500)],
+    },
+];
+
+/// The shop that the samples belong to until shops are things of their own.
+const SHOP: &str = "shop_default";
+const IN_FLIGHT: usize = 4;
+
+/// Puts the samples into an empty shop and returns how many products they are.
+pub async fn fill(runtime: &Runtime) -> Result<usize, AskError<Rejection>> {
+    stream::iter(SAMPLES)
+        .map(|sample| create(runtime, sample))
+        .buffer_unordered(IN_FLIGHT)
+        .try_fold(0, |count, ()| async move { Ok(count + 1) })
+        .await
+}
+
+async fn create(runtime: &Runtime, sample: &Sample) -> Result<(), AskError<Rejection>> {
+    let id = format!("{}_{}", ids::PRODUCT, Ulid::new());
+    let caller = Caller::new(CommandId(format!("demo:{id}")), "demo", "demo");
+    let command = Command::Create { content: sample.content(), stock: sample.stock() };
+    runtime.ask::<Product>(&id, command, caller).await.map(drop)
+}
+
+impl Sample {
+    fn content(&self) -> Content {
+        let title = self.title.to_lowercase();
+        let words = title.split(|c: char| !c.is_ascii_alphanumeric()).filter(|word| !word.is_empty());
+        let has_option = !self.option.is_empty();
+        let variants = self.variants.iter().map(|(value, sku, _)| Variant {
+            sku: (*sku).to_owned(),
+            price: Money::new(self.cents, Currency::EUR),
+            options: if has_option { vec![(*value).to_owned()] } else { Vec::new() },
+        });
+        Content {
+            shop: SHOP.to_owned(),
+            handle: words.collect::<Vec<_>>().join("-"),
+            title: self.title.to_owned(),
+            description: self.description.to_owned(),
+            vendor: "Souk".to_owned(),
+            product_type: self.product_type.to_owned(),
+            category: self.category.iter().map(|level| (*level).to_owned()).collect(),
+            tags: self.tags.iter().map(|tag| (*tag).to_owned()).collect(),
+            options: if has_option { vec![self.option.to_owned()] } else { Vec::new() },
+            variants: variants.collect(),
+            published: true,
+        }
+    }
+
+    fn stock(&self) -> BTreeMap<String, u32> {
+        self.variants.iter().map(|(_, sku, units)| ((*sku).to_owned(), *units)).collect()
+    }
+}

@@ -1,0 +1,114 @@
+//! Every metric of the node: its name, its labels and its help, in one place.
+//!
+//! Label values come from fixed sets (a route's pattern, never a path), so that no client can make the exposition grow.
+
+use std::sync::Arc;
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::{Registry, Unit};
+
+/// The media type of the exposition.
+pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// Upper bounds in seconds: from a cached read to a request that met its deadline.
+const LATENCY_SECONDS: [f64; 12] = [0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 2.5, 10.0];
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct Answered {
+    pub route: &'static str,
+    pub method: &'static str,
+    pub status: u16,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct Routed {
+    pub route: &'static str,
+    pub method: &'static str,
+}
+
+/// The metrics, each to be touched where what it counts happens. Clones share them.
+#[derive(Clone)]
+pub struct Metrics {
+    registry: Arc<Registry>,
+    pub http_requests: Family<Answered, Counter>,
+    pub http_latency: Family<Routed, Histogram, fn() -> Histogram>,
+    pub http_connections: Gauge,
+    pub http_connections_refused: Counter,
+    pub live_sessions: Gauge,
+    pub live_watches: Gauge,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Metrics::new(|_| {})
+    }
+}
+
+impl Metrics {
+    /// `more` registers what other parts of the node count, under the same prefix.
+    pub fn new(more: impl FnOnce(&mut Registry)) -> Self {
+        let latency: fn() -> Histogram = || Histogram::new(LATENCY_SECONDS);
+        let http_requests = Family::default();
+        let http_latency = Family::new_with_constructor(latency);
+        let http_connections = Gauge::default();
+        let http_connections_refused = Counter::default();
+        let live_sessions = Gauge::default();
+        let live_watches = Gauge::default();
+
+        let mut registry = Registry::with_prefix("souk");
+        registry.register("http_requests", "Requests answered, by route, method and status", http_requests.clone());
+        registry.register_with_unit(
+            "http_latency",
+            "Time from a request's head to its answer's head",
+            Unit::Seconds,
+            http_latency.clone(),
+        );
+        registry.register("http_connections", "Open HTTP connections", http_connections.clone());
+        registry.register(
+            "http_connections_refused",
+            "Connections closed at once because there were too many",
+            http_connections_refused.clone(),
+        );
+        registry.register("live_sessions", "Open WebSocket sessions", live_sessions.clone());
+        registry.register("live_watches", "Topics that somebody follows, counted once for each follower", live_watches.clone());
+        more(&mut registry);
+        Metrics {
+            registry: Arc::new(registry),
+            http_requests,
+            http_latency,
+            http_connections,
+            http_connections_refused,
+            live_sessions,
+            live_watches,
+        }
+    }
+
+    /// The exposition; empty when it cannot be written, which no client can bring about.
+    pub fn exposition(&self) -> String {
+        let mut text = String::with_capacity(16 * 1024);
+        match prometheus_client::encoding::text::encode(&mut text, &self.registry) {
+            Ok(()) => text,
+            Err(_) => String::new(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_exposition_names_what_was_counted() {
+        let metrics = Metrics::default();
+        metrics.http_requests.get_or_create(&Answered { route: "/api/orders", method: "POST", status: 201 }).inc();
+        metrics.http_latency.get_or_create(&Routed { route: "/api/orders", method: "POST" }).observe(0.003);
+        let text = metrics.exposition();
+        assert!(text.contains(r#"souk_http_requests_total{route="/api/orders",method="POST",status="201"} 1"#), "{text}");
+        assert!(text.contains(r#"souk_http_latency_seconds_bucket{le="0.005",route="/api/orders",method="POST"} 1"#), "{text}");
+        assert!(text.ends_with("# EOF\n"));
+    }
+}

@@ -1,0 +1,236 @@
+//! A node, put together: data folder, journal, runtime, read models; opened in this order and closed in the other.
+//!
+//! The only place that knows every part. No part may know this module, except the command line and the demo.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use ulid::Ulid;
+
+use crate::actors::runtime::StartError;
+use crate::actors::{AskError, Builder, Caller, Config, Failure, Runtime};
+use crate::domain::product::{self, Content};
+use crate::domain::{CommandId, Entity, EveryKind, Inventory, Product, every_kind, ids, payment};
+use crate::integrations::import::{Catalogue, CatalogueError};
+use crate::integrations::sandbox::Providers;
+use crate::persistence::record::{Payload, raw_records};
+use crate::persistence::{Batch, Embedded, EntityKey, Journal, OpenError, Options, ReadError, Snapshots, Version};
+use crate::read_models::{ReadModelError, ReadModels};
+
+/// What lies where in a data folder.
+#[derive(Debug, Clone)]
+pub struct DataFolder(PathBuf);
+
+impl DataFolder {
+    /// Opens the folder, making it if need be. It is for this user's eyes only.
+    pub fn open(path: &Path) -> Result<Self, NodeError> {
+        let failed = |source| NodeError::DataFolder { path: path.to_owned(), source };
+        fs::create_dir_all(path).map_err(failed)?;
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::PermissionsExt;
+            fs::set_permissions(path, fs::Permissions::from_mode(0o700)).map_err(failed)?;
+        }
+        Ok(DataFolder(path.to_owned()))
+    }
+
+    pub fn journal(&self) -> PathBuf {
+        self.0.join("journal")
+    }
+
+    pub fn snapshots(&self) -> PathBuf {
+        self.0.join("snapshots")
+    }
+
+    pub fn read_models(&self) -> PathBuf {
+        self.0.join("read-models")
+    }
+
+    /// The operator's token of this node, made at its first start.
+    pub fn admin_token(&self) -> PathBuf {
+        self.0.join("admin-token")
+    }
+
+    /// Where the running node can be reached.
+    pub fn address(&self) -> PathBuf {
+        self.0.join("address")
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum NodeError {
+    #[error("the data folder {} cannot be used: {source}", path.display())]
+    DataFolder { path: PathBuf, source: io::Error },
+    #[error(transparent)]
+    Journal(#[from] OpenError),
+    #[error(transparent)]
+    Runtime(#[from] StartError),
+    #[error(transparent)]
+    ReadModels(#[from] ReadModelError),
+}
+
+/// A node without its door.
+pub struct Node {
+    pub journal: Arc<Embedded>,
+    pub runtime: Runtime,
+    pub read_models: Arc<ReadModels>,
+}
+
+impl Node {
+    pub async fn open(folder: &DataFolder, config: Config) -> Result<Node, NodeError> {
+        let (journal, report) = Embedded::open(&folder.journal(), Options::default())?;
+        for repair in &report.repairs {
+            tracing::warn!("the journal was repaired: {repair}");
+        }
+        let snapshots = Arc::new(Snapshots::open(&folder.snapshots()));
+        let mut builder = Builder::new(journal.clone(), snapshots, config);
+        every_kind(&mut builder);
+        let runtime = builder.outside::<payment::Provider>(Arc::new(Providers)).start().await?;
+        let read_models = ReadModels::open(folder.read_models(), journal.clone())?;
+        Ok(Node { journal, runtime, read_models })
+    }
+
+    /// Lets what is in flight finish, has entities write their snapshots, and closes the journal.
+    pub async fn close(self, deadline: Duration) {
+        if !self.runtime.drain(deadline).await {
+            tracing::warn!("not all entities left in time; they come back from the journal");
+        }
+        self.read_models.close().await;
+        let journal = self.journal.clone();
+        let closed = tokio::task::spawn_blocking(move || journal.close());
+        if tokio::time::timeout(deadline, closed).await.is_err() {
+            tracing::warn!("the journal did not close in time; nothing acknowledged depends on it");
+        }
+    }
+}
+
+/// One entity as the journal alone tells it.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Inspection {
+    pub kind: String,
+    pub id: String,
+    pub version: Version,
+    pub state: serde_json::Value,
+    /// The records, oldest first, as they are stored.
+    pub history: Vec<serde_json::Value>,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum InspectError {
+    #[error("there is no kind {kind:?}; the kinds are {}", known.join(", "))]
+    NoSuchKind { kind: String, known: Vec<&'static str> },
+    #[error("the journal knows no {kind} {id}")]
+    Unknown { kind: String, id: String },
+    #[error(transparent)]
+    Read(#[from] ReadError),
+}
+
+type Fold = fn(&EntityKey, &[Batch]) -> Result<(Version, serde_json::Value), ReadError>;
+
+/// Finds the fold of the kind with this name.
+struct Folds<'a> {
+    kind: &'a str,
+    found: Option<Fold>,
+    known: Vec<&'static str>,
+}
+
+impl EveryKind for Folds<'_> {
+    fn kind<E: Entity>(&mut self) {
+        self.known.push(E::KIND);
+        if E::KIND == self.kind {
+            self.found = Some(fold::<E>);
+        }
+    }
+}
+
+fn fold<E: Entity>(key: &EntityKey, batches: &[Batch]) -> Result<(Version, serde_json::Value), ReadError> {
+    let corrupt = |what: serde_json::Error| ReadError::Corrupt { place: key.to_string(), what: what.to_string() };
+    let mut state = E::State::default();
+    let mut version = 0;
+    for batch in batches {
+        for record in Payload::parse(&batch.payload).map_err(corrupt)?.events {
+            E::evolve(&mut state, &record.event().map_err(corrupt)?);
+            version = record.version;
+        }
+    }
+    Ok((version, serde_json::to_value(&state).map_err(corrupt)?))
+}
+
+/// Reads one entity from the journal, with neither actor nor snapshot.
+pub async fn inspect(journal: &dyn Journal, kind: &str, id: &str) -> Result<Inspection, InspectError> {
+    const READ_BATCHES: usize = 1_000;
+    let mut folds = Folds { kind, found: None, known: Vec::new() };
+    every_kind(&mut folds);
+    let Some(fold) = folds.found else {
+        return Err(InspectError::NoSuchKind { kind: kind.to_owned(), known: folds.known });
+    };
+    let key = EntityKey::new(kind, id);
+    let mut batches: Vec<Batch> = Vec::new();
+    loop {
+        let from = batches.last().map_or(1, |batch| batch.last() + 1);
+        let page = journal.read(&key, from, READ_BATCHES).await?;
+        let done = page.len() < READ_BATCHES;
+        batches.extend(page);
+        if done {
+            break;
+        }
+    }
+    let (version, state) = fold(&key, &batches)?;
+    if version == 0 {
+        return Err(InspectError::Unknown { kind: kind.to_owned(), id: id.to_owned() });
+    }
+    let corrupt = |what: serde_json::Error| ReadError::Corrupt { place: key.to_string(), what: what.to_string() };
+    let mut history = Vec::new();
+    for batch in &batches {
+        for record in raw_records(&batch.payload).map_err(corrupt)? {
+            history.push(serde_json::from_str(record.get()).map_err(corrupt)?);
+        }
+    }
+    Ok(Inspection { kind: kind.to_owned(), id: id.to_owned(), version, state, history })
+}
+
+/// The catalogue of a node in this process, for imports.
+pub struct NodeCatalogue(Runtime);
+
+impl Node {
+    pub fn catalogue(&self) -> NodeCatalogue {
+        NodeCatalogue(self.runtime.clone())
+    }
+}
+
+impl NodeCatalogue {
+    async fn ask(&self, id: &str, command: product::Command) -> Result<(), CatalogueError> {
+        let caller = Caller::new(CommandId(format!("import:{}", Ulid::new())), "import", "import");
+        match self.0.ask::<Product>(id, command, caller).await {
+            Ok(_) => Ok(()),
+            Err(AskError::Rejected(rejection)) => Err(CatalogueError::Refused { reason: rejection.to_string() }),
+            Err(AskError::Failed(failure)) => Err(CatalogueError::Unavailable { reason: failure.to_string() }),
+        }
+    }
+}
+
+impl Catalogue for NodeCatalogue {
+    async fn find_by_sku(&self, sku: &str) -> Result<Option<(String, Content)>, CatalogueError> {
+        let unavailable = |failure: Failure| CatalogueError::Unavailable { reason: failure.to_string() };
+        let product = self.0.view::<Inventory, _>(sku, |item, _| item.product.clone()).await.map_err(unavailable)?;
+        let Some(id) = product else {
+            return Ok(None);
+        };
+        let content = self.0.view::<Product, _>(&id, |product, _| product.content.clone()).await.map_err(unavailable)?;
+        Ok(Some((id, content)))
+    }
+
+    async fn create(&self, content: Content, stock: BTreeMap<String, u32>) -> Result<(), CatalogueError> {
+        let id = format!("{}_{}", ids::PRODUCT, Ulid::new());
+        self.ask(&id, product::Command::Create { content, stock }).await
+    }
+
+    async fn update(&self, id: &str, content: Content, stock: BTreeMap<String, u32>) -> Result<(), CatalogueError> {
+        self.ask(id, product::Command::Update { content, stock }).await
+    }
+}
