@@ -24,6 +24,7 @@ pub struct ProductQuery {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum ProductSort {
     #[default]
+    Relevance,
     Newest,
     PriceUp,
     PriceDown,
