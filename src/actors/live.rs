@@ -193,7 +193,6 @@ async fn follow(hub: std::sync::Weak<Hub>, journal: Arc<dyn Journal>, mut after:
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::Timestamp;
     use crate::persistence::{Append, Batch, Done, ReadError, Wake};
     use futures_util::future::BoxFuture;
     use futures_util::stream::{self, BoxStream};
@@ -244,6 +243,5 @@ mod tests {
         live.0.offer(batch(&mine, 4, 1));
         assert_eq!(*heard.0.lock().unwrap(), [(1, 2), (3, 3)]);
         assert_eq!((live.watches(), live.0.watched.len()), (0, 0));
-        let _ = Timestamp::default();
     }
 }

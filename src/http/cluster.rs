@@ -1,0 +1,53 @@
+//! The cluster as its operator sees it.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use serde::Serialize;
+use warp::http::StatusCode;
+
+use super::Door;
+use super::answer::Answer;
+use super::problem::Problem;
+use super::request::Request;
+use crate::actors::runtime::SetAside;
+
+#[derive(Serialize)]
+struct Cluster<'a> {
+    members: Vec<Member<'a>>,
+    /// Entities in memory, by kind.
+    residents: BTreeMap<&'static str, usize>,
+    set_aside: Vec<SetAside>,
+    /// Entities that owe something or wait for a moment.
+    waiting: usize,
+    live_sessions: usize,
+}
+
+#[derive(Serialize)]
+struct Member<'a> {
+    name: &'a str,
+    #[serde(rename = "self")]
+    is_self: bool,
+}
+
+pub async fn get(door: Arc<Door>, _: Request) -> Result<Answer, Problem> {
+    let census = door.runtime.census();
+    let cluster = Cluster {
+        members: vec![Member { name: &door.config.node_name, is_self: true }],
+        residents: census.residents,
+        set_aside: census.set_aside,
+        waiting: census.waiting,
+        live_sessions: door.sessions.open(),
+    };
+    Answer::json(StatusCode::OK, &cluster)
+}
+
+/// Takes an entity back that was set aside.
+pub async fn release(door: Arc<Door>, request: Request) -> Result<Answer, Problem> {
+    let (kind, id) = (request.param(0), request.param(1));
+    if !door.runtime.release(kind, id) {
+        return Err(Problem::not_found());
+    }
+    tracing::info!(kind, id, "an operator took an entity back that was set aside");
+    Ok(Answer::empty(StatusCode::NO_CONTENT))
+}

@@ -1,0 +1,37 @@
+//! What load balancers and dashboards ask.
+
+use std::sync::Arc;
+
+use serde::Serialize;
+use warp::http::StatusCode;
+use warp::http::header::{CACHE_CONTROL, CONTENT_TYPE};
+
+use super::answer::Answer;
+use super::problem::Problem;
+use super::request::Request;
+use super::{Door, Phase};
+use crate::metrics;
+
+#[derive(Serialize)]
+struct Health {
+    status: &'static str,
+}
+
+pub async fn live(_: Arc<Door>, _: Request) -> Result<Answer, Problem> {
+    Ok(Answer::json(StatusCode::OK, &Health { status: "live" })?.with(CACHE_CONTROL, "no-store"))
+}
+
+pub async fn ready(door: Arc<Door>, _: Request) -> Result<Answer, Problem> {
+    match door.phase() {
+        Phase::Starting => Err(Problem::not_ready("This node is starting.")),
+        Phase::Draining => Err(Problem::not_ready("This node is shutting down.")),
+        Phase::Ready => Ok(Answer::json(StatusCode::OK, &Health { status: "ready" })?.with(CACHE_CONTROL, "no-store")),
+    }
+}
+
+pub async fn metrics(door: Arc<Door>, _: Request) -> Result<Answer, Problem> {
+    door.metrics.live_sessions.set(i64::try_from(door.sessions.open()).unwrap_or(i64::MAX));
+    door.metrics.live_watches.set(i64::try_from(door.live.watches()).unwrap_or(i64::MAX));
+    let answer = Answer::bytes(StatusCode::OK, "text/plain", door.metrics.exposition().into_bytes());
+    Ok(answer.with(CONTENT_TYPE, metrics::CONTENT_TYPE))
+}

@@ -1,0 +1,345 @@
+//! Orders: placed, looked at, cancelled, shipped.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use warp::http::StatusCode;
+
+use super::Door;
+use super::answer::Answer;
+use super::carts::within;
+use super::offers::offers;
+use super::problem::{FieldError, Problem};
+use super::products::await_position;
+use super::request::{Query, Request};
+use crate::actors::credential::sha256_hex;
+use crate::actors::{Failure, shown};
+use crate::domain::order::{Address, Command, Draft, LINES_MAX, Line, Outcome, Owner, QUANTITY_MAX, Reason, Reply, Status};
+use crate::domain::payment::Method;
+use crate::domain::{Entity, Money, Order, ids};
+use crate::persistence::record::Payload;
+use crate::persistence::{EntityKey, Position, Version};
+use crate::read_models::OrderQuery;
+
+const REASON_BYTES_MAX: usize = 200;
+const REASON_DEFAULT: &str = "cancelled by the customer";
+const CARRIER_BYTES_MAX: usize = 100;
+const STATUSES: [&str; 8] =
+    ["pending", "reserved", "paid", "shipped", "delivered", "cancelled", "payment_failed", "refunded"];
+
+/// What every purchase says, with or without a cart.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PurchaseBody {
+    pub payment: Method,
+    pub shipping_address: Address,
+    #[serde(default)]
+    pub email: Option<String>,
+    #[serde(default)]
+    pub expected_total: Option<Money>,
+    #[serde(default)]
+    coupon_code: Option<String>,
+    #[serde(default)]
+    promotion_code: Option<String>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct OrderBody {
+    items: Vec<ItemBody>,
+    payment: Method,
+    shipping_address: Address,
+    #[serde(default)]
+    email: Option<String>,
+    #[serde(default)]
+    expected_total: Option<Money>,
+    #[serde(default, alias = "couponCode")]
+    coupon_code: Option<String>,
+    #[serde(default, alias = "promotionCode")]
+    promotion_code: Option<String>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ItemBody {
+    sku: String,
+    quantity: u32,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct CancelBody {
+    #[serde(default)]
+    reason: Option<String>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ShipmentBody {
+    carrier: String,
+    #[serde(default)]
+    tracking_number: Option<String>,
+}
+
+/// An order that is not settled yet and cannot be looked at either.
+#[derive(Serialize)]
+struct Underway<'a> {
+    id: &'a str,
+    status: Status,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    token: Option<&'a str>,
+}
+
+#[derive(Serialize)]
+struct History {
+    items: Vec<shown::HistoryShown>,
+    next_cursor: Option<String>,
+}
+
+impl PurchaseBody {
+    /// What this node does not offer yet is refused, and not ignored.
+    pub fn check(&self) -> Result<(), Problem> {
+        no_codes("/coupon_code", self.coupon_code.as_ref())?;
+        no_codes("/promotion_code", self.promotion_code.as_ref())
+    }
+}
+
+fn no_codes(pointer: &str, code: Option<&String>) -> Result<(), Problem> {
+    code.map_or(Ok(()), |_| Err(Problem::not_offered(pointer)))
+}
+
+pub async fn list(door: Arc<Door>, request: Request) -> Result<Answer, Problem> {
+    let query = Query::parse(&request.query, &["status", "limit", "cursor"])?;
+    if query.get("status").is_some_and(|status| !STATUSES.contains(&status)) {
+        return Err(Problem::bad_parameter("status", format!("expected one of {}", STATUSES.join(", "))));
+    }
+    let orders = OrderQuery {
+        owner_user: None,
+        status: query.owned("status"),
+        limit: query.limit()?,
+        cursor: query.owned("cursor"),
+    };
+    await_position(&door, &request).await?;
+    Answer::json(StatusCode::OK, &door.read_models.orders(orders).await?)
+}
+
+pub async fn get(door: Arc<Door>, request: Request) -> Result<Answer, Problem> {
+    let id = request.id_param(0, ids::ORDER)?;
+    let (answer, version) = look(&door, id, StatusCode::OK, None).await?.ok_or_else(Problem::not_found)?;
+    if request.has_version(version) {
+        return Ok(Answer::empty(StatusCode::NOT_MODIFIED).etag(version));
+    }
+    Ok(answer)
+}
+
+/// The order as an answer; `None` when there is none. `token` is shown to the guest who has just made it.
+async fn look(door: &Door, id: &str, status: StatusCode, token: Option<String>) -> Result<Option<(Answer, Version)>, Problem> {
+    let own_id = id.to_owned();
+    let look = move |state: &<Order as Entity>::State, version| {
+        let mut order = shown::order(&own_id, state)?;
+        order.token = token.as_deref();
+        Some((Answer::json(status, &order), version))
+    };
+    match door.runtime.view::<Order, _>(id, look).await? {
+        Some((answer, version)) => Ok(Some((answer?.etag(version), version))),
+        None => Ok(None),
+    }
+}
+
+pub async fn exists(door: &Door, id: &str) -> Result<bool, Failure> {
+    door.runtime.view::<Order, _>(id, |state, _| state.draft.is_some()).await
+}
+
+/// The answer to a purchase that has come to its end.
+pub async fn concluded(
+    door: &Door,
+    outcome: Outcome,
+    token: Option<String>,
+    position: Position,
+) -> Result<Answer, Problem> {
+    if let (Status::Cancelled, Some(Reason::OutOfStock { short })) = (outcome.status, outcome.reason) {
+        return Err(Problem::out_of_stock(&outcome.order, short));
+    }
+    let Some((answer, _)) = look(door, &outcome.order, StatusCode::CREATED, token).await? else {
+        return Err(Problem::internal("an order is settled and does not exist", &outcome.order));
+    };
+    Ok(answer.location(&format!("/api/orders/{}", outcome.order)).position(position))
+}
+
+/// The answer to a purchase that takes longer.
+pub async fn accepted(door: &Door, id: &str, token: Option<String>) -> Result<Answer, Problem> {
+    let answer = match look(door, id, StatusCode::ACCEPTED, token.clone()).await? {
+        Some((answer, _)) => answer,
+        None => {
+            let underway = Underway { id, status: Status::Pending, token: token.as_deref() };
+            Answer::json(StatusCode::ACCEPTED, &underway)?
+        }
+    };
+    Ok(answer.location(&format!("/api/orders/{id}")))
+}
+
+pub async fn create(door: Arc<Door>, request: Request) -> Result<Answer, Problem> {
+    let body: OrderBody = request.json()?;
+    no_codes("/coupon_code", body.coupon_code.as_ref())?;
+    no_codes("/promotion_code", body.promotion_code.as_ref())?;
+    let quantities = quantities(&body.items)?;
+    let offers = offers(&door, quantities.keys().map(|sku| (*sku).to_owned())).await?;
+    let missing: Vec<_> = body
+        .items
+        .iter()
+        .enumerate()
+        .filter(|(_, item)| !offers.contains_key(&item.sku))
+        .map(|(index, item)| (format!("/items/{index}/sku"), item.sku.clone()))
+        .collect();
+    if !missing.is_empty() {
+        return Err(Problem::not_for_sale(missing));
+    }
+    let mut lines = Vec::with_capacity(offers.len());
+    for (sku, offer) in offers {
+        let quantity = quantities.get(sku.as_str()).copied().unwrap_or_default();
+        let total = offer.price.times(quantity).map_err(|error| Problem::bad_body("/items", error.to_string()))?;
+        lines.push(Line { sku, product: offer.product, title: offer.title, quantity, unit_price: offer.price, total });
+    }
+    let Some(currency) = lines.first().map(|line| line.total.currency) else {
+        return Err(Problem::bad_body("/items", "must not be empty"));
+    };
+    if let Some(other) = lines.iter().find(|line| line.total.currency != currency) {
+        return Err(Problem::currencies_differ(format!("{} is sold in {}, not {currency}", other.sku, other.total.currency)));
+    }
+    let total = Money::sum(currency, lines.iter().map(|line| line.total))
+        .map_err(|error| Problem::bad_body("/items", error.to_string()))?;
+    if let Some(expected) = body.expected_total.filter(|expected| *expected != total) {
+        return Err(Problem::total_differs(expected, total));
+    }
+    let (id, token) = (request.new_id(ids::ORDER), request.new_token());
+    let draft = Draft {
+        owner: Owner::Guest { token_sha256: sha256_hex(token.as_bytes()) },
+        cart: None,
+        lines,
+        total,
+        email: body.email,
+        shipping_address: body.shipping_address,
+        payment: body.payment,
+    };
+    let asked = door.runtime.ask::<Order>(&id, Command::Place { draft }, request.caller()?);
+    match within(door.config.settle_wait, asked).await {
+        Some(Ok(answered)) => {
+            let Reply::Concluded(outcome) = answered.reply else {
+                return Err(Problem::internal("a placed order got the answer to something else", &id));
+            };
+            concluded(&door, outcome, Some(token), answered.position).await
+        }
+        Some(Err(error)) => Err(error.into()),
+        None if exists(&door, &id).await? => accepted(&door, &id, Some(token)).await,
+        None => Err(Problem::outcome_unknown()),
+    }
+}
+
+/// How much of each sku is asked for, over all items.
+fn quantities(items: &[ItemBody]) -> Result<BTreeMap<&str, u32>, Problem> {
+    let mut errors = Vec::new();
+    if items.is_empty() || items.len() > LINES_MAX {
+        errors.push(FieldError::new("/items", format!("an order has 1 to {LINES_MAX} items")));
+    }
+    let mut quantities: BTreeMap<&str, u32> = BTreeMap::new();
+    for (index, item) in items.iter().enumerate().take(LINES_MAX) {
+        if !ids::is_sku(&item.sku) {
+            errors.push(FieldError::new(format!("/items/{index}/sku"), "this cannot be a sku"));
+            continue;
+        }
+        let sum = quantities.entry(&item.sku).or_default();
+        *sum = sum.saturating_add(item.quantity);
+        if item.quantity == 0 || *sum > QUANTITY_MAX {
+            let message = format!("must be between 1 and {QUANTITY_MAX} for each sku");
+            errors.push(FieldError::new(format!("/items/{index}/quantity"), message));
+        }
+    }
+    if errors.is_empty() { Ok(quantities) } else { Err(Problem::bad_fields(errors)) }
+}
+
+pub async fn history(door: Arc<Door>, request: Request) -> Result<Answer, Problem> {
+    let id = request.id_param(0, ids::ORDER)?;
+    let query = Query::parse(&request.query, &["limit", "cursor"])?;
+    let after: Version = query.parsed("cursor", "a cursor that this list gave out")?.unwrap_or(0);
+    let limit = query.limit()?;
+    let key = EntityKey::new(Order::KIND, id);
+    // Each batch holds at least one record: one batch more than the limit shows whether there are more records.
+    let batches = door
+        .runtime
+        .journal()
+        .read(&key, after.saturating_add(1), limit + 1)
+        .await
+        .map_err(Failure::Unreadable)?;
+    let mut items = Vec::new();
+    for batch in &batches {
+        let unreadable = |error: serde_json::Error| Problem::internal("a record cannot be read", &error);
+        let payload = Payload::parse(&batch.payload).map_err(unreadable)?;
+        for record in payload.events.iter().filter(|record| record.version > after) {
+            items.push(shown::history(Order::KIND, record).map_err(unreadable)?);
+        }
+    }
+    let more = items.len() > limit;
+    items.truncate(limit);
+    let next_cursor = items.last().filter(|_| more).map(|item| item.version.to_string());
+    Answer::json(StatusCode::OK, &History { items, next_cursor })
+}
+
+pub async fn cancel(door: Arc<Door>, request: Request) -> Result<Answer, Problem> {
+    let id = request.id_param(0, ids::ORDER)?;
+    let CancelBody { reason } = request.json()?;
+    let reason = reason.unwrap_or_else(|| REASON_DEFAULT.into());
+    if reason.trim().is_empty() || reason.len() > REASON_BYTES_MAX {
+        return Err(Problem::bad_body("/reason", "say why, in at most 200 bytes, or leave it out"));
+    }
+    let answered = door.runtime.ask::<Order>(id, Command::Cancel { reason }, request.caller()?).await?;
+    changed(&door, id, StatusCode::OK, answered.position).await
+}
+
+pub async fn ship(door: Arc<Door>, request: Request) -> Result<Answer, Problem> {
+    let id = request.id_param(0, ids::ORDER)?;
+    let ShipmentBody { carrier, tracking_number } = request.json()?;
+    if carrier.trim().is_empty() || carrier.len() > CARRIER_BYTES_MAX {
+        return Err(Problem::bad_body("/carrier", "name the carrier, in at most 100 bytes"));
+    }
+    if tracking_number.as_ref().is_some_and(|number| number.is_empty() || number.len() > CARRIER_BYTES_MAX) {
+        return Err(Problem::bad_body("/tracking_number", "1 to 100 bytes, or leave it out"));
+    }
+    let command = Command::Ship { carrier, tracking_number };
+    let answered = door.runtime.ask::<Order>(id, command, request.caller()?).await?;
+    changed(&door, id, StatusCode::CREATED, answered.position).await
+}
+
+async fn changed(door: &Door, id: &str, status: StatusCode, position: Position) -> Result<Answer, Problem> {
+    let (answer, _) = look(door, id, status, None).await?.ok_or_else(Problem::not_found)?;
+    Ok(answer.position(position))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::http::request::parse_json;
+
+    #[test]
+    fn the_same_sku_twice_is_one_line() {
+        let item = |sku: &str, quantity| ItemBody { sku: sku.into(), quantity };
+        let items = [item("a", 1), item("b", 2), item("a", 3)];
+        assert_eq!(quantities(&items).unwrap(), BTreeMap::from([("a", 4), ("b", 2)]));
+        for wrong in [vec![], vec![item("a", 0)], vec![item(" a", 1)], vec![item("a", QUANTITY_MAX), item("a", 1)]] {
+            assert!(quantities(&wrong).is_err(), "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn a_code_that_is_not_offered_is_refused_and_null_is_none() {
+        let body = |code: &str| {
+            format!(
+                r#"{{"payment":{{"provider":"sandbox","token":"tok_ok"}},"coupon_code":{code},"shipping_address":
+                {{"name":"n","line1":"l","city":"c","postal_code":"p","country":"DE"}}}}"#
+            )
+        };
+        assert!(parse_json::<PurchaseBody>(body("null").as_bytes()).unwrap().check().is_ok());
+        let refused = parse_json::<PurchaseBody>(body("\"X\"").as_bytes()).unwrap().check().unwrap_err();
+        assert_eq!(refused.status(), StatusCode::UNPROCESSABLE_ENTITY);
+    }
+}

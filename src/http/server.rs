@@ -1,0 +1,477 @@
+//! Accepting connections: how many, for how long, and how they end.
+//!
+//! Our own loop around `warp::service`, because warp's server has no TCP_NODELAY, no limit of connections, no timeouts
+//! and no deadline for a shutdown. Each connection runs in a task of its own with a clock beside it:
+//!
+//! | it is | and ends when |
+//! |---|---|
+//! | waiting for a request's head | the head takes longer than `head_timeout` |
+//! | between two requests | nothing comes for `idle_timeout` |
+//! | writing | the peer takes nothing for `write_timeout` |
+//! | anything | the node drains: what is in flight is finished, until `drain_deadline` |
+
+use std::io;
+use std::net::SocketAddr;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
+use hyper_util::service::TowerToHyperService;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+use warp::Filter;
+use warp::hyper::body::{Body, Bytes, Frame, Incoming, SizeHint};
+use warp::hyper::service::Service;
+use warp::http::{Request, Response, Version};
+
+use super::routes::{Head, answer};
+use super::{Config, Door};
+
+const BACKLOG: u32 = 4096;
+/// How long the loop rests when the system has no more sockets to give.
+const ACCEPT_REST: Duration = Duration::from_millis(50);
+/// How exact a connection's clock is.
+const TICK: Duration = Duration::from_secs(2);
+/// How long a connection that was told to end may take.
+const FAREWELL: Duration = Duration::from_secs(5);
+const DRAIN_LOOK: Duration = Duration::from_millis(20);
+const HEADERS_MAX: usize = 100;
+const HEAD_BYTES_MAX: usize = 64 * 1024;
+const STREAMS_MAX: u32 = 128;
+
+/// Said to a connection that is one too many, before it is closed.
+const FULL: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/problem+json\r\ncontent-length: 134\r\n\
+retry-after: 1\r\nconnection: close\r\n\r\n\
+{\"type\":\"/problems/too-many-connections\",\"title\":\"This node holds all the connections it can. Try again in a moment.\",\"status\":503}  ";
+
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    #[error("cannot listen on {address}: {source}")]
+    Bind { address: SocketAddr, source: io::Error },
+}
+
+/// Takes the address, so that a second node on it fails at once.
+pub fn bind(address: SocketAddr) -> Result<TcpListener, ServeError> {
+    let bind = || {
+        let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+        socket.set_reuseaddr(true)?;
+        socket.bind(address)?;
+        socket.listen(BACKLOG)
+    };
+    bind().map_err(|source| ServeError::Bind { address, source })
+}
+
+/// Serves on the configured address until `shutdown` comes, then drains.
+pub async fn serve(door: Door, shutdown: impl Future<Output = ()>) -> Result<(), ServeError> {
+    let listener = bind(door.config.listen)?;
+    serve_on(listener, door, shutdown).await;
+    Ok(())
+}
+
+/// Serves on a listener that exists already. The door is open as of now.
+pub async fn serve_on(listener: TcpListener, door: Door, shutdown: impl Future<Output = ()>) {
+    let door = Arc::new(door);
+    let config = Arc::clone(&door.config);
+    let service = TowerToHyperService::new(warp::service(filter(Arc::clone(&door))));
+    let builder = Arc::new(builder());
+    let (draining, drained) = watch::channel(false);
+    let mut connections = JoinSet::new();
+    let mut shutdown = pin!(shutdown);
+    door.opened();
+    tracing::info!(address = ?listener.local_addr().ok(), "listening");
+
+    loop {
+        tokio::select! {
+            biased;
+            () = &mut shutdown => break,
+            // Ended connections are cleared away as they end, so that the set counts those that are open.
+            Some(_) = connections.join_next() => {
+                door.metrics.http_connections.set(count(connections.len()));
+            }
+            accepted = listener.accept() => match accepted {
+                Ok((stream, _)) if connections.len() >= config.connections_max => {
+                    door.metrics.http_connections_refused.inc();
+                    turn_away(stream);
+                }
+                Ok((stream, _)) => {
+                    let _ = stream.set_nodelay(true);
+                    let (builder, service) = (Arc::clone(&builder), service.clone());
+                    connections.spawn(converse(stream, builder, service, Arc::clone(&config), drained.clone()));
+                    door.metrics.http_connections.set(count(connections.len()));
+                }
+                // Of the peer's making: nothing is wrong here.
+                Err(error) if matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset) => {}
+                Err(error) => {
+                    tracing::warn!(%error, "cannot accept connections for a moment");
+                    tokio::time::sleep(ACCEPT_REST).await;
+                }
+            },
+        }
+    }
+
+    drop(listener);
+    door.draining();
+    door.sessions.drain();
+    let _ = draining.send(true);
+    tracing::info!(connections = connections.len(), sessions = door.sessions.open(), "draining");
+    let deadline = Instant::now() + config.drain_deadline;
+    let finished = async {
+        while connections.join_next().await.is_some() {}
+        while door.sessions.open() > 0 {
+            tokio::time::sleep(DRAIN_LOOK).await;
+        }
+    };
+    if tokio::time::timeout_at(deadline, finished).await.is_err() {
+        tracing::warn!(connections = connections.len(), sessions = door.sessions.open(), "closed before they were finished");
+        connections.abort_all();
+        while connections.join_next().await.is_some() {}
+    }
+    door.metrics.http_connections.set(0);
+    door.sessions.stop();
+}
+
+fn count(connections: usize) -> i64 {
+    i64::try_from(connections).unwrap_or(i64::MAX)
+}
+
+/// Everything that warp hears goes to the one table.
+fn filter(door: Arc<Door>) -> impl Filter<Extract = (impl warp::Reply,), Error = warp::Rejection> + Clone {
+    let query = warp::query::raw().or(warp::any().map(String::new)).unify();
+    warp::method()
+        .and(warp::path::full())
+        .and(query)
+        .and(warp::header::headers_cloned())
+        .and(warp::ext::optional())
+        .and(warp::body::stream())
+        .then(move |method, path: warp::path::FullPath, query, headers, upgrade, body| {
+            let head = Head { method, path: path.as_str().to_owned(), query, headers, upgrade };
+            answer(Arc::clone(&door), head, body)
+        })
+}
+
+fn builder() -> auto::Builder<TokioExecutor> {
+    let mut builder = auto::Builder::new(TokioExecutor::new());
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(None).max_headers(HEADERS_MAX).max_buf_size(HEAD_BYTES_MAX);
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(STREAMS_MAX)
+        .max_header_list_size(HEAD_BYTES_MAX as u32);
+    builder
+}
+
+/// Says 503 if the socket takes it at once, and closes.
+fn turn_away(stream: TcpStream) {
+    use std::io::Write;
+    if let Ok(mut stream) = stream.into_std() {
+        let _ = stream.write(FULL);
+        let _ = stream.shutdown(std::net::Shutdown::Write);
+    }
+}
+
+/// One connection, from its first byte to its last.
+async fn converse<S, B>(
+    stream: TcpStream,
+    builder: Arc<auto::Builder<TokioExecutor>>,
+    service: S,
+    config: Arc<Config>,
+    mut drained: watch::Receiver<bool>,
+) where
+    S: Service<Request<Incoming>, Response = Response<B>> + Send + 'static,
+    S::Future: Send + 'static,
+    S::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    B: Body<Data = Bytes> + Send + Unpin + 'static,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    let pulse = Arc::new(Pulse::new());
+    let io = TokioIo::new(Felt { stream, pulse: Arc::clone(&pulse) });
+    let service = Counted { service, pulse: Arc::clone(&pulse) };
+    let mut connection = pin!(builder.serve_connection_with_upgrades(io, service));
+    let mut farewell: Option<Instant> = None;
+    let mut clock = tokio::time::interval_at(Instant::now() + TICK, TICK);
+    clock.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            ended = connection.as_mut() => {
+                if let Err(error) = ended {
+                    tracing::debug!(%error, "a connection ended badly");
+                }
+                return;
+            }
+            changed = drained.changed(), if farewell.is_none() => {
+                // A closed channel means the loop is gone: the same farewell.
+                let _ = changed;
+                connection.as_mut().graceful_shutdown();
+                // Requests in flight end by themselves, or with the drain's deadline.
+                farewell = Some(Instant::now() + config.drain_deadline);
+            }
+            _ = clock.tick() => match pulse.verdict(&config) {
+                _ if farewell.is_some_and(|farewell| Instant::now() > farewell) => return,
+                Verdict::Fine => {}
+                Verdict::Stuck => return,
+                Verdict::Idle if farewell.is_none() => {
+                    connection.as_mut().graceful_shutdown();
+                    farewell = Some(Instant::now() + FAREWELL);
+                }
+                Verdict::Idle => {}
+            },
+        }
+    }
+}
+
+/// What a connection's clock knows. All moments are milliseconds since the connection began, 0 for none.
+struct Pulse {
+    began: Instant,
+    in_flight: AtomicUsize,
+    /// When the last request ended.
+    resting_since: AtomicU64,
+    /// When the first byte after that came.
+    head_since: AtomicU64,
+    /// Since when the peer has taken nothing.
+    stuck_since: AtomicU64,
+    /// HTTP/2 has frames that belong to no request: there, bytes do not announce a head.
+    multiplexed: AtomicBool,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Verdict {
+    Fine,
+    /// Nothing is asked any more: end politely.
+    Idle,
+    /// The peer does not do its part: end.
+    Stuck,
+}
+
+impl Pulse {
+    fn new() -> Self {
+        Pulse {
+            began: Instant::now(),
+            in_flight: AtomicUsize::new(0),
+            resting_since: AtomicU64::new(1),
+            // A connection that was just opened owes its first head.
+            head_since: AtomicU64::new(1),
+            stuck_since: AtomicU64::new(0),
+            multiplexed: AtomicBool::new(false),
+        }
+    }
+
+    fn now(&self) -> u64 {
+        u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX).max(1)
+    }
+
+    fn longer_than(&self, since: &AtomicU64, limit: Duration) -> bool {
+        let since = since.load(Ordering::Relaxed);
+        since > 0 && u128::from(self.now().saturating_sub(since)) > limit.as_millis()
+    }
+
+    fn verdict(&self, config: &Config) -> Verdict {
+        if self.longer_than(&self.stuck_since, config.write_timeout) {
+            return Verdict::Stuck;
+        }
+        if self.in_flight.load(Ordering::Relaxed) > 0 {
+            return Verdict::Fine;
+        }
+        if self.longer_than(&self.head_since, config.head_timeout) {
+            return Verdict::Stuck;
+        }
+        if self.longer_than(&self.resting_since, config.idle_timeout) { Verdict::Idle } else { Verdict::Fine }
+    }
+
+    fn heard(&self) {
+        if self.in_flight.load(Ordering::Relaxed) == 0 && !self.multiplexed.load(Ordering::Relaxed) {
+            let _ = self.head_since.compare_exchange(0, self.now(), Ordering::Relaxed, Ordering::Relaxed);
+        }
+    }
+
+    fn begin(self: &Arc<Self>, version: Version) -> InFlight {
+        if version == Version::HTTP_2 {
+            self.multiplexed.store(true, Ordering::Relaxed);
+        }
+        self.in_flight.fetch_add(1, Ordering::Relaxed);
+        self.head_since.store(0, Ordering::Relaxed);
+        InFlight(Arc::clone(self))
+    }
+}
+
+/// A request on its way, until its answer's last byte.
+struct InFlight(Arc<Pulse>);
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.0.resting_since.store(self.0.now(), Ordering::Relaxed);
+        self.0.in_flight.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// The service, with each request counted.
+struct Counted<S> {
+    service: S,
+    pulse: Arc<Pulse>,
+}
+
+impl<S, B> Service<Request<Incoming>> for Counted<S>
+where
+    S: Service<Request<Incoming>, Response = Response<B>>,
+    S::Future: Send + 'static,
+    B: Body,
+{
+    type Response = Response<CountedBody<B>>;
+    type Error = S::Error;
+    type Future = CountedFuture<S::Future>;
+
+    fn call(&self, request: Request<Incoming>) -> Self::Future {
+        let in_flight = self.pulse.begin(request.version());
+        CountedFuture { future: Box::pin(self.service.call(request)), in_flight: Some(in_flight) }
+    }
+}
+
+struct CountedFuture<F> {
+    future: Pin<Box<F>>,
+    in_flight: Option<InFlight>,
+}
+
+impl<F, B, E> Future for CountedFuture<F>
+where
+    F: Future<Output = Result<Response<B>, E>>,
+{
+    type Output = Result<Response<CountedBody<B>>, E>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        self.future.as_mut().poll(cx).map(|answered| {
+            let in_flight = self.in_flight.take();
+            answered.map(|response| response.map(|body| CountedBody { body, _in_flight: in_flight }))
+        })
+    }
+}
+
+/// An answer's body; while it is being sent, its request is in flight.
+struct CountedBody<B> {
+    body: B,
+    _in_flight: Option<InFlight>,
+}
+
+impl<B: Body + Unpin> Body for CountedBody<B> {
+    type Data = B::Data;
+    type Error = B::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+/// The socket, with the clock told of what passes.
+struct Felt {
+    stream: TcpStream,
+    pulse: Arc<Pulse>,
+}
+
+impl AsyncRead for Felt {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
+        let polled = Pin::new(&mut self.stream).poll_read(cx, buffer);
+        if buffer.filled().len() > before {
+            self.pulse.heard();
+        }
+        polled
+    }
+}
+
+impl Felt {
+    fn wrote<T>(&self, polled: Poll<T>) -> Poll<T> {
+        let since = &self.pulse.stuck_since;
+        match polled.is_pending() {
+            true => {
+                let _ = since.compare_exchange(0, self.pulse.now(), Ordering::Relaxed, Ordering::Relaxed);
+            }
+            false => since.store(0, Ordering::Relaxed),
+        }
+        polled
+    }
+}
+
+impl AsyncWrite for Felt {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let polled = Pin::new(&mut self.stream).poll_write(cx, bytes);
+        self.wrote(polled)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let polled = Pin::new(&mut self.stream).poll_write_vectored(cx, slices);
+        self.wrote(polled)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_refusal_of_a_connection_is_a_whole_answer() {
+        let text = std::str::from_utf8(FULL).unwrap();
+        let (head, body) = text.split_once("\r\n\r\n").unwrap();
+        assert!(head.contains(&format!("content-length: {}", body.len())), "{}", body.len());
+        assert!(serde_json::from_str::<serde_json::Value>(body).is_ok());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_ends_when_its_peer_does_not_do_its_part() {
+        let config = Config::default();
+        let pulse = Arc::new(Pulse::new());
+        let pass = |seconds| tokio::time::advance(Duration::from_secs(seconds));
+        pass(9).await;
+        assert_eq!(pulse.verdict(&config), Verdict::Fine);
+        pass(2).await;
+        assert_eq!(pulse.verdict(&config), Verdict::Stuck, "no head at all");
+
+        let request = pulse.begin(Version::HTTP_11);
+        pass(600).await;
+        assert_eq!(pulse.verdict(&config), Verdict::Fine, "a long answer is no fault");
+        drop(request);
+        pass(70).await;
+        assert_eq!(pulse.verdict(&config), Verdict::Fine);
+        pass(10).await;
+        assert_eq!(pulse.verdict(&config), Verdict::Idle);
+        pulse.heard();
+        pass(11).await;
+        assert_eq!(pulse.verdict(&config), Verdict::Stuck, "a head that does not end");
+    }
+
+    #[tokio::test]
+    async fn an_address_that_is_taken_is_named() {
+        let first = bind(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
+        let address = first.local_addr().unwrap();
+        let error = bind(address).unwrap_err().to_string();
+        assert!(error.contains(&address.to_string()), "{error}");
+    }
+}
