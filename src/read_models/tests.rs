@@ -730,9 +730,13 @@ async fn searching_twenty_thousand_products() {
         journal.put("product", &format!("prod_{number:026}"), &[created(content)]);
         journal.put("inventory", &skus[0], &[stock(number % 2)]);
     }
-    let begun = Instant::now();
+    let resident_mb = || -> i64 {
+        let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
+        statm.split_whitespace().nth(1).unwrap().parse::<i64>().unwrap() * 4_096 / 1_000_000
+    };
+    let (begun, before_mb) = (Instant::now(), resident_mb());
     let models = caught_up(dir.path(), &journal).await;
-    println!("{count} products followed in {:?}", begun.elapsed());
+    println!("{count} products followed in {:?}, {} MB more", begun.elapsed(), resident_mb() - before_mb);
     models.close().await;
     drop(models);
     let begun = Instant::now();
