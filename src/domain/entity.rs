@@ -81,8 +81,11 @@ pub struct Decision<E: Entity> {
     pub events: Vec<E::Event>,
     pub reply: Reply<E::Reply>,
     /// Answers to earlier commands whose reply was [`Reply::Later`].
-    pub settled: Vec<(CommandId, Result<E::Reply, E::Rejection>)>,
+    pub settled: Vec<Settled<E>>,
 }
+
+/// The answer to a command that was told [`Reply::Later`].
+pub type Settled<E> = (CommandId, Result<<E as Entity>::Reply, <E as Entity>::Rejection>);
 
 /// When the caller hears.
 #[derive(Debug, Clone, PartialEq)]
