@@ -80,6 +80,26 @@ async fn a_follower_far_behind_reads_from_the_disk_and_joins_the_ring_without_a_
     }
 }
 
+/// Callers should wait for one write before the next; those that do not still get no gap and no lost write.
+#[tokio::test]
+async fn appends_of_one_entity_that_share_a_group_build_on_each_other() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let journal = open(dir.path());
+    let a = cart("a");
+    for round in 0..20 {
+        let at = round * 2;
+        let [first, second, stale, third] =
+            futures_util::future::join_all([at, at + 1, at + 1, at + 5].map(|expected| append(&*journal, &a, expected, "x")))
+                .await
+                .try_into()
+                .expect("four answers");
+        assert!(first.expect("stored") < second.expect("stored"));
+        assert_eq!(stale, Err(AppendError::Conflict { expected: at + 1, actual: at + 2 }));
+        assert_eq!(third, Err(AppendError::Conflict { expected: at + 5, actual: at + 2 }));
+    }
+    assert_eq!(payloads(&*journal, &a).await.len(), 40);
+}
+
 #[tokio::test]
 async fn a_second_process_is_told_that_the_folder_is_in_use() {
     let dir = tempfile::tempdir().expect("a folder");
