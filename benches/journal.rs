@@ -4,6 +4,9 @@
 //! The bare one is what a single thread can do that drains a queue into one key space and flushes: no versions, no
 //! index, no followers. Each is measured in turns, several times over, and the medians are compared.
 
+// A bench that cannot go on should stop with the reason.
+#![allow(clippy::expect_used)]
+
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
@@ -20,7 +23,10 @@ const ROUNDS: usize = 3;
 
 /// The least that could be measured: a queue, one thread, one batch, one flush.
 #[derive(Clone)]
-struct Bare(Arc<(Mutex<(Vec<(Append, Done)>, bool)>, Condvar)>);
+struct Bare(Arc<(Mutex<Waiting>, Condvar)>);
+
+/// What is queued, and whether that is all.
+type Waiting = (Vec<(Append, Done)>, bool);
 
 impl Bare {
     fn open(dir: &Path) -> (Bare, std::thread::JoinHandle<()>) {

@@ -8,6 +8,26 @@
 //! It must never answer "stored" before the flush, never store half of a batch, and never start on a journal from which
 //! acknowledged records are missing.
 //!
+//! What is promised about damage, and where the promise ends:
+//!
+//! - A torn tail (the one group that was being written when the power failed) is cut off on opening, kept in
+//!   `torn-tail`, logged and reported. No batch before it is touched, none of it is half there.
+//! - Damage to what fjall has not yet moved into its tables refuses to open and names file and byte: `write_ahead` reads
+//!   all of it first, because fjall would cut it off silently. A refusal for this reason changes nothing on the disk.
+//! - A journal that ends before `acknowledged` refuses to open, also when whole files are gone. The mark survives a
+//!   killed process exactly; a power failure may leave an older one. So one case remains open: damage to the very last
+//!   group, and to nothing else, together with a power failure less than about 30 s after it, looks like a torn tail.
+//! - On opening, the index is checked for holes from the write-ahead files on, and the newest batches are read back.
+//!   Damage to older tables is noticed when they are read: the reader gets `Corrupt` with the place, a follower ends
+//!   with it, an append to that entity is refused. It is never skipped.
+//! - Not noticed: a flipped bit in fjall's own number of a batch in the write-ahead files, where fjall has no checksum,
+//!   as long as the order stays right. The records themselves and their positions are checked all the same.
+//!
+//! Only one process can read it. fjall has no read-only mode: opening replays *and truncates* the write-ahead files, so
+//! neither the folder of a running node nor hard links to its files may be opened by another process, and a plain copy
+//! may miss tables that a compaction removed meanwhile. Ask the running node (over HTTP), or `open` the folder of a
+//! stopped one.
+//!
 //! Layout, in the folder `dir`:
 //!
 //! - `lock`: held while the journal is open, so that no second process opens it.
@@ -105,7 +125,7 @@ pub struct OpenReport {
 pub enum OpenError {
     #[error("the journal in {} is in use by another process", dir.display())]
     InUse { dir: PathBuf },
-    /// Acknowledged records are missing or damaged. Nothing was changed.
+    /// Records are missing or damaged.
     #[error("the journal is corrupt at {place}: {what}")]
     Corrupt { place: String, what: String },
     #[error("{doing}: {source}")]
@@ -613,7 +633,7 @@ impl Core {
     }
 
     /// From memory, when nothing between `after` and the ring's oldest batch has been dropped from it.
-    fn from_ring(&self, after: Position) -> Option<VecDeque<Committed>> {
+    fn recent(&self, after: Position) -> Option<VecDeque<Committed>> {
         let ring = lock(&self.ring);
         let oldest = ring.batches.front()?.batch.position;
         let skip = usize::try_from((after.0 + 1).checked_sub(oldest.0)?).ok()?;
@@ -849,7 +869,7 @@ impl Follower {
                 continue;
             }
             let after = self.after;
-            self.chunk = match self.core.from_ring(after) {
+            self.chunk = match self.core.recent(after) {
                 Some(chunk) => chunk,
                 None => match self.core.clone().blocking(move |store| store.after(after, highest)).await {
                     Ok(Some(chunk)) => chunk,
