@@ -709,3 +709,7 @@ impl Address {
         Ok(())
     }
 }
+
+#[cfg(test)]
+#[path = "order_tests.rs"]
+mod tests;
