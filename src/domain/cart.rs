@@ -939,3 +939,7 @@ fn check_contact(owner: &order::Owner, terms: &Terms) -> Result<(), Rejection> {
     }
     terms.shipping_address.check().map_err(|(field, message)| invalid(format!("/shipping_address/{field}"), message))
 }
+
+#[cfg(test)]
+#[path = "cart_tests.rs"]
+mod tests;

@@ -501,3 +501,7 @@ impl<'a> Item<'a> {
         Ok(Reply::Restocked)
     }
 }
+
+#[cfg(test)]
+#[path = "inventory_tests.rs"]
+mod tests;

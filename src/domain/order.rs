@@ -327,7 +327,7 @@ impl Entity for Order {
             Event::Updated { status } => state.move_to(*status),
             Event::PaymentAuthorized => {
                 state.payment = PaymentPhase::OwingCapture;
-                state.turn_lines(&[(Stock::Reserved, Stock::OwingCommit)]);
+                state.turn_lines(commit);
             }
             Event::PaymentCaptured => state.payment = PaymentPhase::Captured,
             Event::PaymentCaptureFailed { reason } => {
@@ -413,12 +413,8 @@ impl State {
         }
     }
 
-    fn turn_lines(&mut self, turns: &[(Stock, Stock)]) {
-        for stock in &mut self.stock {
-            if let Some((_, to)) = turns.iter().find(|(from, _)| from == stock) {
-                *stock = *to;
-            }
-        }
+    fn turn_lines(&mut self, turn: fn(Stock) -> Stock) {
+        self.stock.iter_mut().for_each(|stock| *stock = turn(*stock));
     }
 
     /// With every line reserved the payment is next; where there is nothing to pay, the units are the customer's.
@@ -429,11 +425,11 @@ impl State {
         }
         match self.draft.as_ref().is_some_and(|draft| draft.total.amount > 0) {
             true => self.payment = PaymentPhase::OwingAuthorize,
-            false => self.turn_lines(&[(Stock::Reserved, Stock::OwingCommit)]),
+            false => self.turn_lines(commit),
         }
     }
 
-    /// Turns all that was done into the debt of undoing it. A line whose reservation was not answered may have it.
+    /// Turns all that was done into the debt of undoing it.
     fn undo(&mut self, status: Status, reason: &Reason) {
         self.payment = match (self.payment, status) {
             (PaymentPhase::OwingAuthorize, Status::PaymentFailed) => PaymentPhase::Declined,
@@ -441,11 +437,7 @@ impl State {
             (PaymentPhase::Captured, _) => PaymentPhase::OwingRefund,
             (payment, _) => payment,
         };
-        self.turn_lines(&[
-            (Stock::OwingReserve, Stock::OwingRelease),
-            (Stock::Reserved, Stock::OwingRelease),
-            (Stock::Committed, Stock::OwingRestock),
-        ]);
+        self.turn_lines(undo);
         self.status = status;
         self.reason = Some(reason.clone());
     }
@@ -611,6 +603,20 @@ impl State {
     }
 }
 
+fn commit(stock: Stock) -> Stock {
+    if stock == Stock::Reserved { Stock::OwingCommit } else { stock }
+}
+
+/// A line whose reservation was not answered may have it. So may one that was refused: another copy of the same message
+/// can still be under way, and would be granted when units have come free. Both are released.
+fn undo(stock: Stock) -> Stock {
+    match stock {
+        Stock::OwingReserve | Stock::Reserved | Stock::Refused { .. } => Stock::OwingRelease,
+        Stock::Committed => Stock::OwingRestock,
+        other => other,
+    }
+}
+
 type StockAnswer = Result<inventory::Reply, inventory::Rejection>;
 type PaymentAnswer = Result<payment::Reply, payment::Rejection>;
 
@@ -703,3 +709,7 @@ impl Address {
         Ok(())
     }
 }
+
+#[cfg(test)]
+#[path = "order_tests.rs"]
+mod tests;

@@ -378,3 +378,7 @@ impl State {
         turn.now(Reply::Noted)
     }
 }
+
+#[cfg(test)]
+#[path = "payment_tests.rs"]
+mod tests;

@@ -469,3 +469,7 @@ fn check_distinct(list: &str, names: &[String]) -> Result<(), Rejection> {
         None => Ok(()),
     }
 }
+
+#[cfg(test)]
+#[path = "product_tests.rs"]
+mod tests;

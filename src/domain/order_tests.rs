@@ -1,0 +1,288 @@
+use super::*;
+use crate::domain::testing::{Given, at, command_id, eur, given};
+
+fn line(sku: &str, quantity: u32, price: i64) -> Line {
+    Line {
+        sku: sku.to_owned(),
+        product: "prod".to_owned(),
+        title: sku.to_owned(),
+        quantity,
+        unit_price: eur(price),
+        total: eur(price * i64::from(quantity)),
+    }
+}
+
+fn draft_of(lines: Vec<Line>) -> Draft {
+    let text = || "x".to_owned();
+    let total = eur(lines.iter().map(|line| line.total.amount).sum());
+    Draft {
+        owner: Owner::Account { user: text() },
+        cart: Some("cart".to_owned()),
+        lines,
+        total,
+        email: None,
+        shipping_address: Address {
+            name: text(),
+            line1: text(),
+            line2: None,
+            city: text(),
+            postal_code: text(),
+            country: "AT".to_owned(),
+        },
+        payment: Method { provider: "sandbox".to_owned(), token: text() },
+    }
+}
+
+fn draft() -> Draft {
+    draft_of(vec![line("a", 2, 100), line("b", 1, 50)])
+}
+
+fn place() -> Command {
+    Command::Place { draft: draft() }
+}
+
+fn cancel() -> Command {
+    Command::Cancel { reason: "regret".to_owned() }
+}
+
+fn ship() -> Command {
+    Command::Ship { carrier: "post".to_owned(), tracking_number: None }
+}
+
+fn sku(sku: &str) -> String {
+    sku.to_owned()
+}
+
+fn heard_each(heard: fn(String) -> Command) -> [Command; 2] {
+    [heard(sku("a")), heard(sku("b"))]
+}
+
+fn pending() -> Given<Order> {
+    given([]).id("ord_1").after([place()])
+}
+
+fn reserved() -> Given<Order> {
+    pending().after(heard_each(|sku| Command::HeardReserved { sku }))
+}
+
+fn authorized() -> Given<Order> {
+    reserved().after([Command::HeardAuthorized])
+}
+
+fn committed() -> Given<Order> {
+    authorized().after(heard_each(|sku| Command::HeardCommitted { sku }))
+}
+
+fn paid() -> Given<Order> {
+    committed().after([Command::HeardCaptured])
+}
+
+fn concluded(status: Status, reason: Option<Reason>) -> Vec<(CommandId, Result<Reply, Rejection>)> {
+    vec![(command_id("c"), Ok(Reply::Concluded(Outcome { order: "ord_1".to_owned(), status, reason })))]
+}
+
+fn requested() -> Reason {
+    Reason::Requested { message: "regret".to_owned() }
+}
+
+fn declined() -> Reason {
+    Reason::PaymentDeclined { message: "no".to_owned() }
+}
+
+#[test]
+fn a_placed_order_reserves_each_line() {
+    let (id, command) = ("ord_1".to_owned(), command_id("c"));
+    let created = Event::Created { id, command, draft: draft(), placed_at: at(0) };
+    let order = given::<Order>([]).id("ord_1").when(place()).then_later(vec![created]);
+    order.owing(&["reserve/a", "reserve/b"]);
+}
+
+#[test]
+fn a_draft_that_does_not_add_up_is_refused_with_the_place_of_the_fault() {
+    type Spoil = fn(&mut Draft);
+    let cases: [(&str, Spoil); 11] = [
+        ("/lines", |draft| draft.lines.clear()),
+        ("/lines", |draft| draft.lines = vec![line("a", 1, 1); 101]),
+        ("/lines/1/sku", |draft| draft.lines[1].sku = sku("a")),
+        ("/lines/0/quantity", |draft| draft.lines[0].quantity = 0),
+        ("/lines/0/quantity", |draft| draft.lines[0].quantity = 10_001),
+        ("/lines/0/total", |draft| draft.lines[0].total = eur(1)),
+        ("/lines/0/unit_price", |draft| draft.lines[0].unit_price = eur(-1)),
+        ("/total", |draft| draft.total = eur(251)),
+        ("/total", |draft| draft.lines[1] = Line { unit_price: usd(50), total: usd(50), ..line("b", 1, 50) }),
+        ("/shipping_address/city", |draft| draft.shipping_address.city = " ".to_owned()),
+        ("/shipping_address/country", |draft| draft.shipping_address.country = "at".to_owned()),
+    ];
+    for (at, spoil) in cases {
+        let mut draft = draft();
+        spoil(&mut draft);
+        match given::<Order>([]).when(Command::Place { draft }).result {
+            Err(Rejection::Invalid { field, .. }) => assert_eq!(field, at),
+            other => panic!("{at}: {other:?}"),
+        }
+    }
+}
+
+fn usd(amount: i64) -> Money {
+    Money::new(amount, "USD".parse().unwrap())
+}
+
+#[test]
+fn placing_the_same_order_again_waits_with_the_first_and_another_draft_is_refused() {
+    let other = Command::Place { draft: draft_of(vec![line("a", 1, 1)]) };
+    pending().when(other).then_refused(Rejection::Exists);
+    pending().when(place()).then_later(vec![]);
+    let order = pending().by("d").when(place()).then_later(vec![Event::PlacedAgain { command: command_id("d") }]);
+    assert_eq!(order.state.waiting, [command_id("c"), command_id("d")]);
+    let outcome = Outcome { order: "ord_1".to_owned(), status: Status::Paid, reason: None };
+    paid().when(place()).then_nothing_but(Reply::Concluded(outcome));
+}
+
+#[test]
+fn with_every_line_reserved_the_payment_is_next() {
+    let order = pending().when(Command::HeardReserved { sku: sku("a") });
+    let order = order.then(vec![Event::LineReserved { sku: sku("a") }], Reply::Noted).owing(&["reserve/b"]).and();
+    let events = vec![Event::LineReserved { sku: sku("b") }, Event::Updated { status: Status::Reserved }];
+    order.when(Command::HeardReserved { sku: sku("b") }).then(events, Reply::Noted).owing(&["authorize"]);
+}
+
+#[test]
+fn a_refused_line_cancels_the_order_and_it_concludes_when_everything_is_released() {
+    let order = pending().after([Command::HeardReserved { sku: sku("a") }]);
+    let order = order.when(Command::HeardRefused { sku: sku("b"), available: 0 });
+    let reason = Reason::OutOfStock { short: vec![Short { sku: sku("b"), requested: 1, available: 0 }] };
+    let events = vec![Event::LineRefused { sku: sku("b"), available: 0 }, Event::Cancelled { reason: reason.clone() }];
+    let order = order.then(events, Reply::Noted).settles(vec![]).owing(&["release/a", "release/b"]).and();
+    let order = order.after([Command::HeardReleased { sku: sku("a") }]).when(Command::HeardReleased { sku: sku("b") });
+    order.settles(concluded(Status::Cancelled, Some(reason))).owing(&[]);
+}
+
+#[test]
+fn an_authorized_order_commits_and_captures_at_once_and_is_then_paid() {
+    let order = reserved().when(Command::HeardAuthorized).then(vec![Event::PaymentAuthorized], Reply::Noted);
+    order.owing(&["commit/a", "commit/b", "capture"]);
+    let order = committed().when(Command::HeardCaptured);
+    let order = order.then(vec![Event::PaymentCaptured, Event::Paid { total: eur(250) }], Reply::Noted);
+    order.settles(concluded(Status::Paid, None)).owing(&[]);
+}
+
+#[test]
+fn an_order_of_nothing_to_pay_skips_the_payment() {
+    let order = given::<Order>([]).id("ord_1").after([Command::Place { draft: draft_of(vec![line("a", 1, 0)]) }]);
+    let order = order.when(Command::HeardReserved { sku: sku("a") }).owing(&["commit/a"]).and();
+    order.when(cancel()).then_refused(Rejection::InPayment);
+    let order = order.when(Command::HeardCommitted { sku: sku("a") });
+    let events = vec![Event::LineCommitted { sku: sku("a") }, Event::Paid { total: eur(0) }];
+    let order = order.then(events, Reply::Noted).owing(&[]).and().after([cancel()]);
+    let events = vec![Event::LineRestocked { sku: sku("a") }, Event::Refunded { total: eur(0) }];
+    order.when(Command::HeardRestocked { sku: sku("a") }).then(events, Reply::Noted).owing(&[]);
+}
+
+#[test]
+fn a_declined_payment_releases_the_lines() {
+    let order = reserved().when(Command::HeardDeclined { reason: "no".to_owned() });
+    let order = order.then(vec![Event::PaymentFailed { reason: declined() }], Reply::Noted).owing(&["release/a", "release/b"]);
+    let order = order.and().after([Command::HeardReleased { sku: sku("a") }]).when(Command::HeardReleased { sku: sku("b") });
+    let order = order.settles(concluded(Status::PaymentFailed, Some(declined()))).owing(&[]).and();
+    order.when(cancel()).then_refused(Rejection::NotCancellable { status: Status::PaymentFailed });
+}
+
+#[test]
+fn a_failed_capture_waits_for_the_commits_and_then_restocks_them() {
+    let failed = Event::PaymentCaptureFailed { reason: "no".to_owned() };
+    let heard = Command::HeardCaptureFailed { reason: "no".to_owned() };
+    authorized().when(heard.clone()).then(vec![failed.clone()], Reply::Noted).owing(&["commit/a", "commit/b"]);
+    let order = committed().when(heard).then(vec![failed, Event::PaymentFailed { reason: declined() }], Reply::Noted);
+    let order = order.owing(&["restock/a", "restock/b"]).and().after([Command::HeardRestocked { sku: sku("a") }]);
+    let order = order.when(Command::HeardRestocked { sku: sku("b") });
+    order.settles(concluded(Status::PaymentFailed, Some(declined()))).owing(&[]);
+}
+
+#[test]
+fn an_order_can_be_cancelled_until_its_payment_is_authorized() {
+    let cancelled = || vec![Event::Cancelled { reason: requested() }];
+    given::<Order>([]).when(cancel()).then_refused(Rejection::Unknown);
+    pending().when(cancel()).then(cancelled(), Reply::Cancelled).owing(&["release/a", "release/b"]);
+    reserved().when(cancel()).then(cancelled(), Reply::Cancelled).owing(&["release/a", "release/b", "void"]);
+    authorized().when(cancel()).then_refused(Rejection::InPayment);
+    let order = pending().after([cancel()]);
+    order.when(cancel()).then_nothing_but(Reply::Cancelled);
+    order.when(Command::HeardReserved { sku: sku("a") }).then_nothing_but(Reply::Noted);
+    order.when(Command::HeardAuthorized).then_nothing_but(Reply::Noted);
+}
+
+#[test]
+fn a_voided_order_owes_nothing_more() {
+    let order = reserved().after([cancel()]).after(heard_each(|sku| Command::HeardReleased { sku }));
+    order.when(Command::HeardVoided).then(vec![Event::PaymentVoided], Reply::Noted).owing(&[]);
+}
+
+#[test]
+fn a_paid_order_that_is_cancelled_is_refunded_and_restocked() {
+    let order = paid().when(cancel()).then(vec![Event::Cancelled { reason: requested() }], Reply::Cancelled);
+    let order = order.owing(&["restock/a", "restock/b", "refund"]).and();
+    let order = order.after(heard_each(|sku| Command::HeardRestocked { sku }));
+    let order = order.when(Command::HeardRefunded);
+    let events = vec![Event::PaymentRefunded, Event::Refunded { total: eur(250) }];
+    order.then(events, Reply::Noted).owing(&[]).and().when(cancel()).then_nothing_but(Reply::Cancelled);
+}
+
+#[test]
+fn only_a_paid_order_ships_and_only_once() {
+    given::<Order>([]).when(ship()).then_refused(Rejection::Unknown);
+    reserved().when(ship()).then_refused(Rejection::NotShippable { status: Status::Reserved });
+    let shipment = Shipment { carrier: "post".to_owned(), tracking_number: None, shipped_at: at(0) };
+    let order = paid().when(ship()).then(vec![Event::Shipped { shipment }], Reply::Shipped).and();
+    order.when(ship()).then_refused(Rejection::NotShippable { status: Status::Shipped });
+    order.when(cancel()).then_refused(Rejection::NotCancellable { status: Status::Shipped });
+}
+
+#[test]
+fn an_order_that_is_not_paid_in_time_cancels_itself() {
+    assert_eq!(Order::due(&reserved().state), Some(at(UNPAID_MS)));
+    assert_eq!((Order::due(&authorized().state), Order::due(&paid().state)), (None, None));
+    pending().at(UNPAID_MS - 1).when(Command::Expire).then_nothing_but(Reply::Noted);
+    authorized().at(UNPAID_MS).when(Command::Expire).then_nothing_but(Reply::Noted);
+    let order = reserved().at(UNPAID_MS).when(Command::Expire);
+    order.then(vec![Event::Cancelled { reason: Reason::Unpaid }], Reply::Noted).owing(&["release/a", "release/b", "void"]);
+}
+
+#[test]
+fn an_answer_that_comes_twice_is_noted() {
+    let order = paid();
+    let heard: [fn(String) -> Command; 5] = [
+        |sku| Command::HeardReserved { sku },
+        |sku| Command::HeardRefused { sku, available: 1 },
+        |sku| Command::HeardReleased { sku },
+        |sku| Command::HeardCommitted { sku },
+        |sku| Command::HeardRestocked { sku },
+    ];
+    for heard in heard {
+        order.when(heard(sku("a"))).then_nothing_but(Reply::Noted);
+        order.when(heard(sku("no such line"))).then_nothing_but(Reply::Noted);
+    }
+    let reason = || "no".to_owned();
+    let payment = [
+        Command::HeardAuthorized,
+        Command::HeardDeclined { reason: reason() },
+        Command::HeardCaptured,
+        Command::HeardCaptureFailed { reason: reason() },
+        Command::HeardVoided,
+        Command::HeardRefunded,
+    ];
+    for heard in payment {
+        order.when(heard).then_nothing_but(Reply::Noted);
+    }
+}
+
+#[test]
+fn any_refusal_of_an_item_or_a_payment_is_understood() {
+    let refused = |rejection| hear_reserve(sku("a"), Err(rejection));
+    assert_eq!(refused(inventory::Rejection::Unknown), Command::HeardRefused { sku: sku("a"), available: 0 });
+    assert_eq!(refused(inventory::Rejection::Closed), Command::HeardRefused { sku: sku("a"), available: 0 });
+    let short = inventory::Rejection::Short { requested: 5, available: 3 };
+    assert_eq!(refused(short), Command::HeardRefused { sku: sku("a"), available: 3 });
+    assert!(matches!(hear_authorize(Err(payment::Rejection::Differs)), Some(Command::HeardDeclined { .. })));
+    assert!(matches!(hear_capture(Err(payment::Rejection::Differs)), Some(Command::HeardCaptureFailed { .. })));
+    assert_eq!(payment_id("ord_1"), "pay_1");
+}
