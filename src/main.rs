@@ -3,7 +3,7 @@
 use std::fs;
 use std::io::{self, Write};
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -15,7 +15,8 @@ use souk::http::Door;
 use souk::integrations::http_client::{Client, Limits, Origin, percent_encoded};
 use souk::integrations::import_command::{Destination, ImportArgs};
 use souk::metrics::Metrics;
-use souk::node::{DataFolder, Inspection, Node, inspect};
+use souk::node::{DataFolder, Node};
+use souk::persistence::inspect::{Inspection, inspect};
 use souk::persistence::{Embedded, OpenError, Options, Position};
 use souk::rehearse::RehearseArgs;
 use souk::{actors, demo, http};
@@ -24,7 +25,10 @@ type Failed = Box<dyn std::error::Error + Send + Sync>;
 
 /// A marketplace backend made of actors: one program, nothing beside it.
 #[derive(Parser)]
-#[command(version, after_help = "Start here:\n  souk serve --demo        a shop with goods in it, at http://127.0.0.1:8080/docs")]
+#[command(
+    version,
+    after_help = "Start here:\n  souk serve --demo        a shop with goods in it, at http://127.0.0.1:8080/api/products"
+)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -181,7 +185,7 @@ async fn serve(args: ServeArgs) -> Result<(), Failed> {
             println!("The demo shop has {products} products.");
         }
         println!("Operator's token: {token}");
-        println!("Shop:             http://{}/docs", args.listen);
+        println!("Shop:             http://{}/api/products", args.listen);
         io::stdout().flush()?;
     }
 

@@ -10,7 +10,9 @@ use super::Door;
 use super::answer::Answer;
 use super::problem::Problem;
 use super::request::Request;
+use crate::actors::Failure;
 use crate::actors::runtime::SetAside;
+use crate::persistence::{self, inspect::InspectError};
 
 #[derive(Serialize)]
 struct Cluster<'a> {
@@ -18,8 +20,10 @@ struct Cluster<'a> {
     /// Entities in memory, by kind.
     residents: BTreeMap<&'static str, usize>,
     set_aside: Vec<SetAside>,
-    /// Entities that owe something or wait for a moment.
+    /// Commands that wait for an answer.
     waiting: usize,
+    /// Entities that owe something or wait for a moment.
+    agenda: usize,
     live_sessions: usize,
 }
 
@@ -37,6 +41,7 @@ pub async fn get(door: Arc<Door>, _: Request) -> Result<Answer, Problem> {
         residents: census.residents,
         set_aside: census.set_aside,
         waiting: census.waiting,
+        agenda: census.agenda,
         live_sessions: door.sessions.open(),
     };
     Answer::json(StatusCode::OK, &cluster)
@@ -50,4 +55,13 @@ pub async fn release(door: Arc<Door>, request: Request) -> Result<Answer, Proble
     }
     tracing::info!(kind, id, "an operator took an entity back that was set aside");
     Ok(Answer::empty(StatusCode::NO_CONTENT))
+}
+
+/// An entity's state and history from the journal, as `souk inspect` prints them.
+pub async fn inspect(door: Arc<Door>, request: Request) -> Result<Answer, Problem> {
+    match persistence::inspect::inspect(&**door.runtime.journal(), request.param(0), request.param(1)).await {
+        Ok(inspection) => Answer::json(StatusCode::OK, &inspection),
+        Err(InspectError::Read(error)) => Err(Failure::Unreadable(error).into()),
+        Err(InspectError::NoSuchKind { .. } | InspectError::Unknown { .. }) => Err(Problem::not_found()),
+    }
 }

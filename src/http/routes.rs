@@ -79,6 +79,7 @@ pub static ROUTES: &[Route] = routes! {
     POST   "/api/orders/{id}/shipments"                     Admin    orders::ship;
     GET    "/api/cluster"                                   Admin    cluster::get;
     POST   "/api/cluster/set-aside/{kind}/{id}/release"     Admin    cluster::release;
+    GET    "/api/cluster/entities/{kind}/{id}"              Admin    cluster::inspect;
     GET    "/ws"                                            Nothing  live::socket, token_in_query;
     GET    "/health/live"                                   Nothing  health::live;
     GET    "/health/ready"                                  Nothing  health::ready;

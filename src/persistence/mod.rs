@@ -3,6 +3,7 @@
 //! Nothing here knows what an order is: entities are keys, records are bytes with a version.
 
 pub mod embedded;
+pub mod inspect;
 pub mod journal;
 pub mod record;
 pub mod snapshots;
