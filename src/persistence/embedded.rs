@@ -596,7 +596,19 @@ struct Progress {
 struct Opened {
     store: Store,
     // Declared after the store: the folder is free for others only when the database is closed.
-    _lock: File,
+    _lock: FolderLock,
+}
+
+/// Holds `lock` in the journal's folder.
+struct FolderLock(File);
+
+impl Drop for FolderLock {
+    fn drop(&mut self) {
+        // Closing alone would not do: a child process that is being started may share the open file for a moment.
+        if let Err(error) = self.0.unlock() {
+            tracing::warn!(%error, "the journal's folder cannot be unlocked");
+        }
+    }
 }
 
 struct Core {
@@ -662,11 +674,11 @@ impl Embedded {
             .write(true)
             .open(&lock_path)
             .map_err(io_error(format!("opening {}", lock_path.display())))?;
-        match lock.try_lock() {
-            Ok(()) => {}
+        let lock = match lock.try_lock() {
+            Ok(()) => FolderLock(lock),
             Err(TryLockError::WouldBlock) => return Err(OpenError::InUse { dir: dir.to_path_buf() }),
             Err(TryLockError::Error(e)) => return Err(io_error(format!("locking {}", lock_path.display()))(e)),
-        }
+        };
 
         let database = dir.join("fjall");
         let mut repairs = Vec::new();
