@@ -205,10 +205,20 @@ enum Said {
 #[serde(tag = "type", rename_all = "snake_case")]
 enum Heard<'a> {
     /// `seq`: where the topic stands now.
-    Subscribed { topic: &'a str, seq: Version, after: Version },
-    Unsubscribed { topic: &'a str },
+    Subscribed {
+        topic: &'a str,
+        seq: Version,
+        after: Version,
+    },
+    Unsubscribed {
+        topic: &'a str,
+    },
     /// Takes the place of the events that a slow browser did not get.
-    State { topic: &'a str, seq: Version, state: &'a RawValue },
+    State {
+        topic: &'a str,
+        seq: Version,
+        state: &'a RawValue,
+    },
     Error {
         #[serde(skip_serializing_if = "Option::is_none")]
         topic: Option<&'a str>,
@@ -619,8 +629,7 @@ impl Handler<Room> for Session {
 
     fn handle(&mut self, _: Room, ctx: &mut Context<Self>) {
         self.blocked_since = None;
-        let waiting: Vec<(EntityKey, Phase)> =
-            self.topics.iter().map(|(key, followed)| (key.clone(), followed.phase)).collect();
+        let waiting: Vec<(EntityKey, Phase)> = self.topics.iter().map(|(key, followed)| (key.clone(), followed.phase)).collect();
         for (key, phase) in waiting {
             match phase {
                 Phase::Paused => self.read(&key, ctx),

@@ -400,9 +400,7 @@ fn cart_data(event: &cart::Event) -> CartData<'_> {
             ..none
         },
         E::HandedOver { into, lines } => CartData { into: Some(into), quantity: Some(units(lines)), ..none },
-        E::CheckedOut { order, draft, command: _ } => {
-            CartData { order_id: Some(order), total: Some(draft.total), ..none }
-        }
+        E::CheckedOut { order, draft, command: _ } => CartData { order_id: Some(order), total: Some(draft.total), ..none },
         E::Completed { order } => CartData { order_id: Some(order), ..none },
         E::Reopened { outcome } => CartData { outcome: Some(outcome), ..none },
     }
@@ -483,8 +481,12 @@ mod tests {
         let created = order::Event::Created { command: command.clone(), draft: draft(), placed_at: Timestamp::default() };
         let checked_out = cart::Event::CheckedOut { order: "ord_1".into(), command, draft: Box::new(draft()) };
         let owned = cart::Event::Created { owner: draft().owner };
-        let reserved =
-            inventory::Event::Reserved { order: "ord_secret".into(), cart: Some("cart_secret".into()), quantity: 1, available: 4 };
+        let reserved = inventory::Event::Reserved {
+            order: "ord_secret".into(),
+            cart: Some("cart_secret".into()),
+            quantity: 1,
+            available: 4,
+        };
         for text in [
             recorded("order", &created),
             recorded("cart", &checked_out),

@@ -54,9 +54,7 @@ impl Topic {
         let id = self.key.id();
         let credential = credential.clone();
         match self.kind {
-            Kind::Inventory => {
-                runtime.view::<Inventory, _>(id, |_, version| (version > 0).then_some(version)).await
-            }
+            Kind::Inventory => runtime.view::<Inventory, _>(id, |_, version| (version > 0).then_some(version)).await,
             Kind::Order => {
                 let look = move |state: &<Order as Entity>::State, version| {
                     let owner = &state.draft.as_ref()?.owner;
@@ -104,8 +102,7 @@ impl Topic {
                 runtime.view::<Order, _>(self.key.id(), look).await
             }
             Kind::Cart => {
-                let look =
-                    move |state: &<Cart as Entity>::State, version| (version, json(shown::cart(&id, state)));
+                let look = move |state: &<Cart as Entity>::State, version| (version, json(shown::cart(&id, state)));
                 runtime.view::<Cart, _>(self.key.id(), look).await
             }
         }

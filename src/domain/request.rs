@@ -57,9 +57,7 @@ pub enum Command {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub enum Reply {
     /// Not answered yet: work with this seed.
-    Begun {
-        seed: Seed,
-    },
+    Begun { seed: Seed },
     /// The answer that was given first.
     Finished(Answer),
 }

@@ -153,8 +153,7 @@ pub async fn checkout(door: Arc<Door>, request: Request) -> Result<Answer, Probl
     body.check()?;
     let order = request.new_id(ids::ORDER);
     let skus = door.runtime.view::<Cart, _>(id, |state, _| state.lines.keys().cloned().collect::<Vec<_>>()).await?;
-    let prices: BTreeMap<String, Money> =
-        offers(&door, skus).await?.into_iter().map(|(sku, offer)| (sku, offer.price)).collect();
+    let prices: BTreeMap<String, Money> = offers(&door, skus).await?.into_iter().map(|(sku, offer)| (sku, offer.price)).collect();
     let command = Command::Checkout {
         order: order.clone(),
         payment: body.payment,
@@ -181,15 +180,13 @@ pub async fn checkout(door: Arc<Door>, request: Request) -> Result<Answer, Probl
 
 async fn is_checking_out(door: &Door, id: &str, order: &str) -> Result<bool, Failure> {
     let order = order.to_owned();
-    let look = move |state: &<Cart as Entity>::State, _| matches!(&state.phase, Phase::CheckingOut { order: o, .. } if *o == order);
+    let look =
+        move |state: &<Cart as Entity>::State, _| matches!(&state.phase, Phase::CheckingOut { order: o, .. } if *o == order);
     door.runtime.view::<Cart, _>(id, look).await
 }
 
 /// The answer, or `None` when it takes longer. The command goes on all the same.
-pub async fn within<T, R>(
-    wait: Duration,
-    asked: impl Future<Output = Result<T, AskError<R>>>,
-) -> Option<Result<T, AskError<R>>> {
+pub async fn within<T, R>(wait: Duration, asked: impl Future<Output = Result<T, AskError<R>>>) -> Option<Result<T, AskError<R>>> {
     match tokio::time::timeout(wait, asked).await {
         Ok(Err(AskError::Failed(Failure::TimedOut))) | Err(_) => None,
         Ok(answered) => Some(answered),

@@ -10,11 +10,11 @@ use futures_util::{Stream, StreamExt, stream};
 use tokio::sync::{Notify, watch};
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use warp::Reply;
+use warp::http::StatusCode;
 use warp::http::header::{
     CACHE_CONTROL, CONNECTION, CONTENT_TYPE, HeaderMap, HeaderName, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY,
     SEC_WEBSOCKET_VERSION, UPGRADE,
 };
-use warp::http::StatusCode;
 
 use super::answer::Answer;
 use super::problem::Problem;

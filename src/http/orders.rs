@@ -25,8 +25,7 @@ use crate::read_models::OrderQuery;
 const REASON_BYTES_MAX: usize = 200;
 const REASON_DEFAULT: &str = "cancelled by the customer";
 const CARRIER_BYTES_MAX: usize = 100;
-const STATUSES: [&str; 8] =
-    ["pending", "reserved", "paid", "shipped", "delivered", "cancelled", "payment_failed", "refunded"];
+const STATUSES: [&str; 8] = ["pending", "reserved", "paid", "shipped", "delivered", "cancelled", "payment_failed", "refunded"];
 
 /// What every purchase says, with or without a cart.
 #[derive(Debug, Deserialize)]
@@ -114,12 +113,8 @@ pub async fn list(door: Arc<Door>, request: Request) -> Result<Answer, Problem> 
     if query.get("status").is_some_and(|status| !STATUSES.contains(&status)) {
         return Err(Problem::bad_parameter("status", format!("expected one of {}", STATUSES.join(", "))));
     }
-    let orders = OrderQuery {
-        owner_user: None,
-        status: query.owned("status"),
-        limit: query.limit()?,
-        cursor: query.owned("cursor"),
-    };
+    let orders =
+        OrderQuery { owner_user: None, status: query.owned("status"), limit: query.limit()?, cursor: query.owned("cursor") };
     await_position(&door, &request).await?;
     Answer::json(StatusCode::OK, &door.read_models.orders(orders).await?)
 }
@@ -152,12 +147,7 @@ pub async fn exists(door: &Door, id: &str) -> Result<bool, Failure> {
 }
 
 /// The answer to a purchase that has come to its end.
-pub async fn concluded(
-    door: &Door,
-    outcome: Outcome,
-    token: Option<String>,
-    position: Position,
-) -> Result<Answer, Problem> {
+pub async fn concluded(door: &Door, outcome: Outcome, token: Option<String>, position: Position) -> Result<Answer, Problem> {
     if let (Status::Cancelled, Some(Reason::OutOfStock { short })) = (outcome.status, outcome.reason) {
         return Err(Problem::out_of_stock(&outcome.order, short));
     }
@@ -265,12 +255,7 @@ pub async fn history(door: Arc<Door>, request: Request) -> Result<Answer, Proble
     let limit = query.limit()?;
     let key = EntityKey::new(Order::KIND, id);
     // Each batch holds at least one record: one batch more than the limit shows whether there are more records.
-    let batches = door
-        .runtime
-        .journal()
-        .read(&key, after.saturating_add(1), limit + 1)
-        .await
-        .map_err(Failure::Unreadable)?;
+    let batches = door.runtime.journal().read(&key, after.saturating_add(1), limit + 1).await.map_err(Failure::Unreadable)?;
     let mut items = Vec::new();
     for batch in &batches {
         let unreadable = |error: serde_json::Error| Problem::internal("a record cannot be read", &error);

@@ -94,12 +94,8 @@ struct Members {
 
 impl Problem {
     fn new(status: StatusCode, name: &'static str, title: impl Into<String>) -> Self {
-        let body = Body {
-            problem_type: format!("/problems/{name}"),
-            title: title.into(),
-            status: status.as_u16(),
-            ..Body::default()
-        };
+        let body =
+            Body { problem_type: format!("/problems/{name}"), title: title.into(), status: status.as_u16(), ..Body::default() };
         Problem(Box::new(Content { status, body, retry_after_s: None, allow: None }))
     }
 
@@ -186,8 +182,7 @@ impl Problem {
     }
 
     pub fn bad_fields(errors: Vec<FieldError>) -> Self {
-        let mut problem =
-            Problem::new(StatusCode::BAD_REQUEST, "invalid-body", "The body is not what is asked for here.");
+        let mut problem = Problem::new(StatusCode::BAD_REQUEST, "invalid-body", "The body is not what is asked for here.");
         problem.0.body.errors = errors;
         problem
     }
@@ -466,8 +461,9 @@ impl From<product::Rejection> for Problem {
             R::SkusTaken { skus } => {
                 Problem::conflict("sku-taken", "Some skus belong to other products.").more(|more| more.skus = Some(skus))
             }
-            R::Busy => Problem::conflict("busy", "Another change of this product is under way. Try again in a moment.")
-                .retry_after(1),
+            R::Busy => {
+                Problem::conflict("busy", "Another change of this product is under way. Try again in a moment.").retry_after(1)
+            }
         }
     }
 }

@@ -134,8 +134,7 @@ fn slug(title: &str) -> String {
 }
 
 pub async fn list(door: Arc<Door>, request: Request) -> Result<Answer, Problem> {
-    let known =
-        ["q", "category", "tag", "shop", "min_price", "max_price", "in_stock", "sort", "limit", "cursor"];
+    let known = ["q", "category", "tag", "shop", "min_price", "max_price", "in_stock", "sort", "limit", "cursor"];
     let query = Query::parse(&request.query, &known)?;
     let sort = match query.get("sort") {
         None | Some("relevance") => ProductSort::Relevance,

@@ -13,9 +13,7 @@ use serde_json::error::Category;
 use serde_path_to_error::Segment;
 use ulid::Ulid;
 use warp::Buf;
-use warp::http::header::{
-    AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, EXPECT, HeaderMap, HeaderName, IF_MATCH, IF_NONE_MATCH,
-};
+use warp::http::header::{AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, EXPECT, HeaderMap, HeaderName, IF_MATCH, IF_NONE_MATCH};
 use warp::hyper::upgrade::OnUpgrade;
 
 use super::Config;
@@ -77,8 +75,7 @@ impl Request {
 
     /// The caller of the request's one command, bound to the version that it knows.
     pub fn caller(&self) -> Result<Caller, Problem> {
-        let mut caller =
-            Caller::new(CommandId(self.seed.id.clone()), self.credential.asker(), Arc::clone(&self.correlation));
+        let mut caller = Caller::new(CommandId(self.seed.id.clone()), self.credential.asker(), Arc::clone(&self.correlation));
         caller.if_version = if_match(&self.headers)?;
         Ok(caller)
     }

@@ -27,9 +27,9 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use warp::Filter;
+use warp::http::{Request, Response, Version};
 use warp::hyper::body::{Body, Bytes, Frame, Incoming, SizeHint};
 use warp::hyper::service::Service;
-use warp::http::{Request, Response, Version};
 
 use super::routes::{Head, answer};
 use super::{Config, Door};
@@ -47,7 +47,7 @@ const HEAD_BYTES_MAX: usize = 64 * 1024;
 const STREAMS_MAX: u32 = 128;
 
 /// Said to a connection that is one too many, before it is closed.
-const FULL: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/problem+json\r\ncontent-length: 134\r\n\
+const FULL: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/problem+json\r\ncontent-length: 133\r\n\
 retry-after: 1\r\nconnection: close\r\n\r\n\
 {\"type\":\"/problems/too-many-connections\",\"title\":\"This node holds all the connections it can. Try again in a moment.\",\"status\":503}  ";
 
@@ -159,11 +159,7 @@ fn filter(door: Arc<Door>) -> impl Filter<Extract = (impl warp::Reply,), Error =
 fn builder() -> auto::Builder<TokioExecutor> {
     let mut builder = auto::Builder::new(TokioExecutor::new());
     builder.http1().timer(TokioTimer::new()).header_read_timeout(None).max_headers(HEADERS_MAX).max_buf_size(HEAD_BYTES_MAX);
-    builder
-        .http2()
-        .timer(TokioTimer::new())
-        .max_concurrent_streams(STREAMS_MAX)
-        .max_header_list_size(HEAD_BYTES_MAX as u32);
+    builder.http2().timer(TokioTimer::new()).max_concurrent_streams(STREAMS_MAX).max_header_list_size(HEAD_BYTES_MAX as u32);
     builder
 }
 

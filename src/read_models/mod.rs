@@ -63,6 +63,10 @@ pub enum ReadModelError {
 pub struct ReadModels(());
 
 impl ReadModels {
+    pub fn stub() -> Self {
+        ReadModels(())
+    }
+
     pub async fn products(&self, query: ProductQuery) -> Result<Page<ProductSummary>, ReadModelError> {
         unimplemented!()
     }
