@@ -85,8 +85,11 @@ pub fn frames(entity: &EntityKey, payload: &[u8]) -> Vec<(Version, Utf8Bytes)> {
 #[derive(Clone)]
 pub struct Live(Arc<Hub>);
 
+/// A watcher under the id of its watch.
+type Watching = (u64, Arc<dyn Watcher>);
+
 struct Hub {
-    watched: DashMap<EntityKey, Vec<(u64, Arc<dyn Watcher>)>>,
+    watched: DashMap<EntityKey, Vec<Watching>>,
     /// Number of watches: while it is 0 a batch costs one load.
     watches: AtomicUsize,
     next_id: AtomicU64,
@@ -193,7 +196,7 @@ async fn follow(hub: std::sync::Weak<Hub>, journal: Arc<dyn Journal>, mut after:
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::persistence::{Append, Batch, Done, ReadError, Wake};
+    use crate::persistence::{Append, Batch, ReadError, Wake, journal::Done};
     use futures_util::future::BoxFuture;
     use futures_util::stream::{self, BoxStream};
     use std::sync::Mutex;

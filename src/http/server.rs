@@ -47,7 +47,7 @@ const HEAD_BYTES_MAX: usize = 64 * 1024;
 const STREAMS_MAX: u32 = 128;
 
 /// Said to a connection that is one too many, before it is closed.
-const FULL: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/problem+json\r\ncontent-length: 134\r\n\
+const FULL: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/problem+json\r\ncontent-length: 133\r\n\
 retry-after: 1\r\nconnection: close\r\n\r\n\
 {\"type\":\"/problems/too-many-connections\",\"title\":\"This node holds all the connections it can. Try again in a moment.\",\"status\":503}  ";
 
