@@ -478,7 +478,12 @@ mod tests {
     #[test]
     fn no_secret_leaves_in_an_event() {
         let command = CommandId::from("cmd-secret");
-        let created = order::Event::Created { id: "ord_1".into(), command: command.clone(), draft: draft(), placed_at: Timestamp::default() };
+        let created = order::Event::Created {
+            id: "ord_1".into(),
+            command: command.clone(),
+            draft: draft(),
+            placed_at: Timestamp::default(),
+        };
         let checked_out = cart::Event::CheckedOut { order: "ord_1".into(), command, draft: Box::new(draft()) };
         let owned = cart::Event::Created { id: "cart_1".into(), owner: draft().owner };
         let reserved = inventory::Event::Reserved {

@@ -353,7 +353,7 @@ async fn two_nodes_that_both_believe_they_own_an_entity_cannot_both_write() {
     let mut nodes = Vec::new();
     for n in 0..2 {
         let snapshots = Arc::new(Snapshots::open(&dir.path().join(format!("snapshots-{n}"))));
-        nodes.push(Builder::new(journal.clone(), snapshots, Config::default()).kind::<Tally>().start().await.unwrap());
+        nodes.push(builder(journal.clone(), snapshots, Config::default()).start().await.unwrap());
     }
     let mut accepted = 0;
     for n in 0..200 {
