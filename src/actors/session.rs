@@ -65,6 +65,8 @@ const PINGS_UNANSWERED_MAX: u32 = 2;
 pub const BLOCKED_MAX: Duration = Duration::from_secs(10);
 /// How long the browser has to answer our close frame.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long our own close frame may wait behind what a slow browser has not taken yet.
+const GOODBYE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Messages that a browser may send at once, and how many more each second.
 const SAID_BURST: u32 = 64;
 const SAID_PER_SECOND: u32 = 10;
@@ -257,6 +259,8 @@ struct Followed {
     seq: Version,
     /// The newest version that the hub spoke of.
     pushed: Version,
+    /// The hub spoke of something that did not get here while a page was being read.
+    again: bool,
     phase: Phase,
     _watch: Watch,
 }
@@ -430,7 +434,7 @@ impl Session {
         // Watch first, read afterwards: what is written in between comes by one way or the other.
         let watch = self.house.live.watch(key.clone(), self.ear.clone());
         let subscription = self.subscriptions;
-        let followed = Followed { topic, subscription, seq, pushed: 0, phase: Phase::Reading, _watch: watch };
+        let followed = Followed { topic, subscription, seq, pushed: 0, again: false, phase: Phase::Reading, _watch: watch };
         self.topics.insert(key.clone(), followed);
         self.read(&key, ctx);
     }
@@ -439,6 +443,7 @@ impl Session {
     fn read(&mut self, key: &EntityKey, ctx: &mut Context<Self>) {
         let Some(followed) = self.topics.get_mut(key) else { return };
         followed.phase = Phase::Reading;
+        followed.again = false;
         let (subscription, seq, key) = (followed.subscription, followed.seq, key.clone());
         let house = self.house.clone();
         let entity = key.clone();
@@ -472,7 +477,7 @@ impl Session {
             return self.blocked(ctx);
         }
         followed.seq = followed.seq.max(page.upto);
-        if page.more || (followed.pushed > followed.seq && followed.seq > before) {
+        if page.more || followed.again || (followed.pushed > followed.seq && followed.seq > before) {
             self.read(key, ctx);
         } else if followed.pushed > followed.seq {
             let key = key.clone();
@@ -544,7 +549,10 @@ impl Session {
 impl Followed {
     /// Puts into the outbox what is newer than `seq`; false when it is full.
     fn send(&mut self, outbox: &mpsc::Sender<Frame>, frames: &[(Version, Utf8Bytes)]) -> bool {
-        for (version, text) in frames.iter().filter(|(version, _)| *version > self.seq).collect::<Vec<_>>() {
+        for (version, text) in frames {
+            if *version <= self.seq {
+                continue;
+            }
             if outbox.try_send(Frame::Text(text.clone())).is_err() {
                 return false;
             }
@@ -601,9 +609,9 @@ impl Handler<Push> for Session {
 
     fn handle(&mut self, Push(pushed): Push, ctx: &mut Context<Self>) {
         if self.ear.missed.swap(false, Ordering::AcqRel) {
-            let live: Vec<EntityKey> =
-                self.topics.iter().filter(|(_, followed)| followed.phase == Phase::Live).map(|(key, _)| key.clone()).collect();
-            for key in live {
+            self.topics.values_mut().for_each(|followed| followed.again = true);
+            let live = self.topics.iter().filter(|(_, followed)| followed.phase == Phase::Live);
+            for key in live.map(|(key, _)| key.clone()).collect::<Vec<_>>() {
                 self.read(&key, ctx);
             }
         }
@@ -687,7 +695,7 @@ async fn write(
     };
     match goodbye {
         Some(frame) => {
-            let _ = tokio::time::timeout(CLOSE_TIMEOUT, sink.send(Frame::Close(Some(frame)))).await;
+            let _ = tokio::time::timeout(GOODBYE_TIMEOUT, sink.send(Frame::Close(Some(frame)))).await;
         }
         // The actor must not outlive its writer.
         None => {
