@@ -19,9 +19,11 @@ pub enum Fault {
     Stall,
 }
 
+type Rule = Box<dyn FnMut(&Append) -> Fault + Send>;
+
 pub struct Faulty {
     inner: Arc<dyn Journal>,
-    rule: Mutex<Box<dyn FnMut(&Append) -> Fault + Send>>,
+    rule: Mutex<Rule>,
     stalled: Mutex<Vec<(Append, Done)>>,
     pub appends: AtomicU64,
 }
