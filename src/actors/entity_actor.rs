@@ -28,6 +28,8 @@ use crate::persistence::{Append, AppendError, Batch, EntityKey, Position, ReadEr
 const READ_BATCHES: usize = 256;
 /// A pending write is not let grow past this, in bytes: whoever comes later is told to retry.
 const PENDING_BYTES_MAX: usize = 4 << 20;
+/// So few records are replayed as fast as a snapshot is read: for them none is written on leaving.
+const REPLAYED_AS_FAST: u64 = 16;
 /// How many times a snapshot's weight is written to the journal before the next one.
 const SNAPSHOT_SHARE: usize = 8;
 /// How soon an entity is woken again whose time came and changed nothing.
@@ -650,7 +652,7 @@ impl<E: Entity> Resident<E> {
         if busy || !self.kind.leave(&self.id, myself.get_id()) {
             return;
         }
-        if self.version > self.snapshot.version {
+        if self.version - self.snapshot.version > REPLAYED_AS_FAST {
             match self.snapshot_bytes() {
                 Ok(bytes) => self.kind.shared.snapshots.put(&self.key, self.version, E::SNAPSHOT_FORMAT, &bytes),
                 Err(error) => tracing::warn!(entity = %self.key, %error, "no snapshot was written"),
