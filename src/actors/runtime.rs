@@ -376,7 +376,8 @@ async fn read_agenda(shared: &Arc<Shared>) -> Result<usize, ReadError> {
 async fn keep_time(shared: Arc<Shared>) {
     const ROUNDS_PER_SECOND: usize = 50;
     let at_once = (shared.config.wakes_per_second / ROUNDS_PER_SECOND).max(1);
-    loop {
+    // A draining node leaves what is due to its next start.
+    while !shared.is_draining() {
         let due = shared.agenda.take_due(shared.clock.now(), at_once);
         due.iter().for_each(|entity| shared.wake(entity));
         let pause = if due.len() == at_once {
