@@ -68,6 +68,7 @@ pub struct Counters {
     pub deaths: Counter,
     pub writes: Counter,
     pub failed_writes: Counter,
+    pub snapshots: Counter,
 }
 
 #[derive(Debug, Default)]
