@@ -12,7 +12,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::sync::Once;
+use std::sync::{Arc, Once, mpsc};
+use std::time::Duration;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -20,11 +21,12 @@ use serde_json::{Value, json};
 use souk::domain::order::Owner;
 use souk::domain::request::{Answer, Seed};
 use souk::domain::{
-    Cart, CommandId, Currency, Entity, EveryKind, Inventory, Money, Order, Payment, Product, Request, Timestamp, cart, every_kind,
-    inventory, order, payment, product, request,
+    Cart, CommandId, Currency, Entity, EveryKind, Inventory, Money, Order, Payment, Product, Request, Timestamp, cart,
+    every_kind, inventory, order, payment, product, request,
 };
 use souk::persistence::record::{Cause, Payload, PayloadWriter, raw_records};
-use souk::persistence::{EntityKey, Wake};
+use souk::persistence::{Append, Embedded, EntityKey, Journal, Options, Wake};
+use souk::read_models::ReadModels;
 
 const CART: &str = "cart_01M7XTJCNK7E0TZAKXQ10YG0SG";
 const GUEST_CART: &str = "cart_01M7XTGS4C0P2XJ5B7N8R3QWVY";
@@ -295,8 +297,7 @@ fn request_samples() -> Vec<Sample> {
 }
 
 fn samples() -> Vec<Sample> {
-    let kinds =
-        [product_samples(), inventory_samples(), cart_samples(), order_samples(), payment_samples(), request_samples()];
+    let kinds = [product_samples(), inventory_samples(), cart_samples(), order_samples(), payment_samples(), request_samples()];
     kinds.into_iter().flatten().collect()
 }
 
@@ -492,4 +493,31 @@ fn a_field_that_the_code_no_longer_has_is_noticed() {
     assert_eq!(survives("", &before, &after), Ok(()));
     assert_eq!(survives("", &after, &before), Err("/added_later is lost".to_owned()));
     assert!(survives("", &json!({ "units": 1 }), &json!({ "units": 2 })).is_err());
+}
+
+/// A follower stops at a type of its kinds that it does not know, rather than skip it: each must be known to it.
+#[tokio::test]
+async fn the_read_models_know_every_record_on_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let (journal, _) = Embedded::open(&dir.path().join("journal"), Options::default()).unwrap();
+    let files = files();
+    let mut versions: BTreeMap<&str, u64> = BTreeMap::new();
+    for sample in samples() {
+        for record in forms(&files, sample.event_type) {
+            let payload = serde_json::to_vec(&json!({ "wake_at": null, "answers": [], "events": [record] })).unwrap();
+            let version = versions.entry(sample.kind).or_default();
+            let entity = EntityKey::new(sample.kind, sample.id);
+            let append = Append { entity, expected: *version, count: 1, payload: payload.into(), wake: Wake::Never };
+            let (tell, told) = mpsc::channel();
+            journal.append(append, Box::new(move |result| tell.send(result).unwrap()));
+            told.recv().unwrap().unwrap();
+            *version += 1;
+        }
+    }
+    let read_models = ReadModels::open(dir.path().join("read-models"), journal.clone()).unwrap();
+    let reached = read_models.reached(journal.highest(), Duration::from_secs(30)).await;
+    assert_eq!(read_models.health(), Ok(()));
+    assert!(reached, "the read models did not come to the end of the journal");
+    read_models.close().await;
+    journal.close();
 }
