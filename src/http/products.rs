@@ -11,12 +11,10 @@ use super::answer::Answer;
 use super::problem::Problem;
 use super::request::{Query, Request, present};
 use crate::actors::{AskError, Failure, shown};
-use crate::domain::product::{Command, Content, Variant};
+use crate::domain::product::{Command, Content, SHOP_DEFAULT, Variant};
 use crate::domain::{CommandId, Entity, Money, Product, ids, product};
 use crate::read_models::{ProductQuery, ProductSort};
 
-/// The shop of everything for as long as there are no shops.
-const SHOP_DEFAULT: &str = "shop_default";
 /// How often a change is merged anew because somebody else was first.
 const MERGES_MAX: u32 = 8;
 const HANDLE_CHARS_MAX: usize = 80;
