@@ -30,6 +30,12 @@ impl Call {
         self
     }
 
+    /// The same call to a server that has come back elsewhere.
+    pub fn to(mut self, address: SocketAddr) -> Self {
+        self.address = address;
+        self
+    }
+
     pub fn bearer(self, token: &str) -> Self {
         self.header("authorization", &format!("Bearer {token}"))
     }
@@ -235,6 +241,11 @@ impl Answer {
 
     pub fn position(&self) -> u64 {
         self.header("souk-position").unwrap_or_else(|| panic!("no position: {self}")).parse().unwrap()
+    }
+
+    /// The position as a header's value, also of an answer that has none.
+    pub fn position_or_0(&self) -> String {
+        self.header("souk-position").unwrap_or("0").to_owned()
     }
 
     pub fn etag(&self) -> String {
