@@ -126,7 +126,7 @@ impl Line {
                 (name.to_ascii_lowercase(), value.trim().to_owned())
             })
             .collect();
-        let mut answer = Answer { status, headers, body: Vec::new() };
+        let mut answer = Answer { status, headers, body: Vec::new(), asked: String::new() };
         if status < 200 && status != 101 {
             return Box::pin(self.read_answer(is_head)).await;
         }
@@ -213,6 +213,8 @@ pub struct Answer {
     pub status: u16,
     pub headers: Vec<(String, String)>,
     pub body: Vec<u8>,
+    /// What it answers, for whoever reads a failure.
+    asked: String,
 }
 
 impl Answer {
@@ -253,8 +255,9 @@ impl Answer {
     }
 
     /// What every answer keeps to.
-    pub fn check(self, call: &Call) -> Self {
+    pub fn check(mut self, call: &Call) -> Self {
         let asked = format!("{} {}", call.method, call.path);
+        self.asked.clone_from(&asked);
         let id = self.header("x-request-id").unwrap_or_else(|| panic!("{asked}: no request id: {self}"));
         assert!((1..=64).contains(&id.len()), "{asked}: {self}");
         if self.status >= 400 {
@@ -283,6 +286,6 @@ impl Answer {
 
 impl std::fmt::Display for Answer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} {:?} {}", self.status, self.headers, String::from_utf8_lossy(&self.body))
+        write!(f, "{}: {} {:?} {}", self.asked, self.status, self.headers, String::from_utf8_lossy(&self.body))
     }
 }

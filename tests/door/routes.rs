@@ -203,7 +203,8 @@ async fn head_answers_as_get_without_the_body_and_options_says_what_there_is() {
         assert_eq!((head.status, head.body.len()), (get.status, 0), "{path}");
         assert_eq!((head.header("content-type"), head.header("etag")), (get.header("content-type"), get.header("etag")));
         let length = head.header("content-length").unwrap().parse::<usize>().unwrap();
-        assert!(length.abs_diff(get.body.len()) < 200, "{path}");
+        // Metrics count this very request, and request ids differ in nothing but their letters.
+        assert!(path == "/metrics" || length == get.body.len(), "{path}");
     }
     // The answer to a HEAD ends with its head: the next one on the connection is not disturbed.
     let mut line = souk.connect().await;

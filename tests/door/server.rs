@@ -38,7 +38,7 @@ impl Drop for Souk {
             let _ = child.kill();
             let _ = child.wait();
         }
-        if std::thread::panicking() {
+        if std::thread::panicking() || std::env::var_os("SOUK_DOOR_LOG").is_some() {
             let log = fs::read_to_string(self.folder.path().join("log")).unwrap_or_default();
             let tail = log.lines().rev().take(20).collect::<Vec<_>>();
             eprintln!("--- the server's last words\n{}", tail.into_iter().rev().collect::<Vec<_>>().join("\n"));
