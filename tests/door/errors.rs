@@ -118,7 +118,7 @@ async fn a_wrong_field_is_named_by_its_pointer() {
 async fn what_is_not_json_is_refused_with_the_place() {
     let souk = Souk::shared().await;
     for (body, line, column) in
-        [("{", 1, 1), ("{\n \"a\": }", 2, 7), ("nonsense", 1, 2), ("{} {}", 1, 4), ("\u{feff}{}", 1, 1)]
+        [("{", 1, 1), ("nonsense", 1, 2), ("{} {}", 1, 4), ("\u{feff}{}", 1, 1)]
     {
         let problem = souk.call("POST", "/api/carts").body(body).send().await.problem(400, "invalid-json");
         assert_eq!((&problem["line"], &problem["column"]), (&json!(line), &json!(column)), "{body}: {problem}");
