@@ -201,6 +201,11 @@ impl Line {
         }
     }
 
+    /// This many bytes, whatever they are.
+    pub async fn bytes(&mut self, count: usize) -> Vec<u8> {
+        timeout(PATIENCE, self.take(count)).await.expect("nothing in time")
+    }
+
     /// Everything that still comes until the connection is closed.
     pub async fn rest(&mut self, within: Duration) -> Vec<u8> {
         timeout(within, async { while self.more().await {} }).await.expect("the connection was not closed in time");

@@ -42,25 +42,21 @@ async fn keep_alive(souk: &Souk) -> Line {
     line
 }
 
-async fn measure(souk: &Souk, build: &str) -> (u64, u64) {
-    let sockets = cost(souk, web_socket, async |souk: &Souk| sessions(souk).await == SOCKETS as u64 + 100).await;
-    eventually(Duration::from_secs(10), async || (sessions(souk).await == 0).then_some(())).await;
-    (sockets, {
-        let lines = cost(souk, keep_alive, async |_: &Souk| true).await;
-        println!("{build}: an idle WebSocket takes {sockets} bytes, an idle keep-alive connection {lines}");
-        lines
-    })
+/// What an idle WebSocket and an idle keep-alive connection cost, each on a server of its own: what the first kind gave
+/// back would hide what the second takes.
+async fn measure(program: &str) -> (u64, u64) {
+    let (first, second) = (Souk::start_program(program, &[]).await, Souk::start_program(program, &[]).await);
+    let sockets = cost(&first, web_socket, async |souk: &Souk| sessions(souk).await == SOCKETS as u64 + 100).await;
+    let lines = cost(&second, keep_alive, async |_: &Souk| true).await;
+    println!("{program}: an idle WebSocket takes {sockets} bytes, an idle keep-alive connection {lines}");
+    eventually(Duration::from_secs(10), async || (sessions(&first).await == 0).then_some(())).await;
+    (sockets, lines)
 }
 
 #[tokio::test]
 async fn an_idle_connection_takes_little_memory() {
-    // Of its own server for each kind: what the first kind gave back would hide what the second takes.
-    let (first, second) = (Souk::start(&[]).await, Souk::start(&[]).await);
-    let sockets = cost(&first, web_socket, async |souk: &Souk| sessions(souk).await == SOCKETS as u64 + 100).await;
-    let lines = cost(&second, keep_alive, async |_: &Souk| true).await;
-    println!("an idle WebSocket takes {sockets} bytes, an idle keep-alive connection {lines}");
+    let (sockets, lines) = measure(env!("CARGO_BIN_EXE_souk")).await;
     assert!(sockets < BYTES_MAX && lines < BYTES_MAX, "{sockets} {lines}");
-    eventually(Duration::from_secs(10), async || (sessions(&first).await == 0).then_some(())).await;
 }
 
 /// `SOUK_RELEASE=target/release/souk cargo test --test door -- --ignored --nocapture` measures another build.
@@ -68,8 +64,7 @@ async fn an_idle_connection_takes_little_memory() {
 #[ignore = "a measurement of the program that SOUK_RELEASE names"]
 async fn an_idle_connection_of_another_build() {
     let program = std::env::var("SOUK_RELEASE").expect("SOUK_RELEASE names the program");
-    let souk = Souk::start_program(&program, &[]).await;
-    measure(&souk, &program).await;
+    measure(&program).await;
 }
 
 #[tokio::test]
@@ -79,7 +74,7 @@ async fn one_connection_too_many_is_turned_away_and_the_others_are_served() {
     let connections = async || {
         let metrics = souk.get("/metrics").send().await.expect(200);
         let text = String::from_utf8(metrics.body).unwrap();
-        let line = text.lines().find(|line| line.contains("http_connections ")).unwrap().to_owned();
+        let line = text.lines().find(|line| line.starts_with("souk_http_connections ")).unwrap().to_owned();
         line.rsplit(' ').next().unwrap().parse::<f64>().unwrap()
     };
     eventually(Duration::from_secs(5), async || (connections().await <= 1.0).then_some(())).await;
