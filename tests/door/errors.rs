@@ -47,7 +47,11 @@ async fn a_wrong_field_is_named_by_its_pointer() {
         ("/variants/0/stock", json!(-1)),
         ("/variants/0/stock", json!(4_294_967_296_u64)),
     ] {
-        let body = if pointer == "/tags/0" { with(product.clone(), "/tags", json!([null])) } else { with(product.clone(), pointer, value) };
+        let body = if pointer == "/tags/0" {
+            with(product.clone(), "/tags", json!([null]))
+        } else {
+            with(product.clone(), pointer, value)
+        };
         refused_at(souk.post("/api/products", body).bearer(ADMIN), pointer).await;
     }
     for (pointer, value) in [
@@ -117,9 +121,7 @@ async fn a_wrong_field_is_named_by_its_pointer() {
 #[tokio::test]
 async fn what_is_not_json_is_refused_with_the_place() {
     let souk = Souk::shared().await;
-    for (body, line, column) in
-        [("{", 1, 1), ("nonsense", 1, 2), ("{} {}", 1, 4), ("\u{feff}{}", 1, 1)]
-    {
+    for (body, line, column) in [("{", 1, 1), ("nonsense", 1, 2), ("{} {}", 1, 4), ("\u{feff}{}", 1, 1)] {
         let problem = souk.call("POST", "/api/carts").body(body).send().await.problem(400, "invalid-json");
         assert_eq!((&problem["line"], &problem["column"]), (&json!(line), &json!(column)), "{body}: {problem}");
     }

@@ -86,7 +86,9 @@ async fn no_header_can_be_smuggled_into_an_answer() {
         let said = String::from_utf8_lossy(&line.rest(CLOSED).await).into_owned();
         assert!(said.starts_with("HTTP/1.1 400 ") && !said.contains("\"live\""), "{headers:?}: {said}");
     }
-    for garbage in ["\0\0\0\0\0\0\r\n\r\n", "GET\r\n\r\n", "GET / HTTP/9.9\r\n\r\n", "\u{16}\u{3}\u{1}\u{2}\0\u{1}\0\u{1}\u{fc}\r\n\r\n"] {
+    for garbage in
+        ["\0\0\0\0\0\0\r\n\r\n", "GET\r\n\r\n", "GET / HTTP/9.9\r\n\r\n", "\u{16}\u{3}\u{1}\u{2}\0\u{1}\0\u{1}\u{fc}\r\n\r\n"]
+    {
         let mut line = souk.connect().await;
         line.write(garbage.as_bytes()).await;
         let said = String::from_utf8_lossy(&line.rest(CLOSED).await).into_owned();
@@ -320,7 +322,8 @@ async fn no_body_makes_the_server_fail_or_hang_up() {
     order_body["expected_total"] = json!({ "amount": 500, "currency": "EUR" });
     let item = json!({ "sku": sku, "quantity": 1 });
     let mut whole_product = product_body(&[("FUZZ-NEW", 100, 3), ("FUZZ-NEW-2", 100, 3)]);
-    for (name, value) in [("tags", json!(["a"])), ("category", json!(["b"])), ("vendor", json!("v")), ("published", json!(true))] {
+    for (name, value) in [("tags", json!(["a"])), ("category", json!(["b"])), ("vendor", json!("v")), ("published", json!(true))]
+    {
         whole_product[name] = value;
     }
     let templates = [
@@ -387,7 +390,8 @@ async fn no_body_makes_the_server_fail_or_hang_up() {
     list.send().await.expect(200);
     let mut query = souk.connect().await;
     for _ in 0..ROUNDS {
-        let mut text = |count: usize| (0..count).map(|_| random.char('!'..'~')).filter(|c| !" #\"<>\\^`{|}".contains(*c)).collect();
+        let mut text =
+            |count: usize| (0..count).map(|_| random.char('!'..'~')).filter(|c| !" #\"<>\\^`{|}".contains(*c)).collect();
         let (path, value): (String, String) = (text(12), text(20));
         let names = ["q", "limit", "cursor", "sort", "tag", "min_price", "in_stock", "shop", "status", "x"];
         let name = names[value.len() % names.len()];
@@ -397,4 +401,3 @@ async fn no_body_makes_the_server_fail_or_hang_up() {
         }
     }
 }
-

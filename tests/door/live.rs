@@ -140,7 +140,7 @@ async fn a_subscriber_hears_all_from_where_it_asks_and_then_live_in_order() {
     all.say(json!({ "type": "ping" })).await;
     assert_eq!(all.hear().await, json!({ "type": "pong" }));
     all.0.close(None).await.unwrap();
-    assert!(matches!(all.next().await, Err(_)));
+    assert!(all.next().await.is_err());
 }
 
 #[tokio::test]
@@ -176,7 +176,9 @@ async fn a_topic_is_heard_only_by_those_who_may_see_it() {
     assert_eq!(socket.refusal().await, "already-subscribed");
     socket.say(json!({ "type": "unsubscribe", "topic": topic(&mine) })).await;
     assert_eq!(socket.refusal().await, "not-found");
-    for wrong in ["", "nonsense", "[]", "{\"type\":\"shout\"}", "{\"type\":\"ping\",\"x\":1}", "{\"type\":\"subscribe\",\"topic\":1}"] {
+    for wrong in
+        ["", "nonsense", "[]", "{\"type\":\"shout\"}", "{\"type\":\"ping\",\"x\":1}", "{\"type\":\"subscribe\",\"topic\":1}"]
+    {
         socket.0.send(Message::text(wrong)).await.unwrap();
         assert_eq!(socket.refusal().await, "invalid-message", "{wrong}");
     }
@@ -415,9 +417,10 @@ async fn a_handshake_that_is_none_is_told_what_is_missing() {
         ("sec-websocket-key", "dGhlIHNhbXBsZSBub25jZQ=="),
     ];
     for broken in 0..good.len() {
-        let call = good.iter().enumerate().fold(souk.get("/ws"), |call, (index, (name, value))| {
-            call.header(name, if index == broken { "8" } else { value })
-        });
+        let call = good
+            .iter()
+            .enumerate()
+            .fold(souk.get("/ws"), |call, (index, (name, value))| call.header(name, if index == broken { "8" } else { value }));
         let answer = call.send().await;
         assert!(answer.json()["detail"].is_string());
         answer.problem(400, "not-a-websocket");

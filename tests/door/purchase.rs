@@ -207,8 +207,7 @@ async fn a_total_that_was_not_expected_is_refused() {
     let cart = souk.cart_with(&sku, 2).await;
     let mut body = purchase("tok_ok");
     body["expected_total"] = money(1_999);
-    let refused =
-        souk.post(&cart.path("/checkout"), body.clone()).bearer(&cart.token).send().await.problem(409, "total-differs");
+    let refused = souk.post(&cart.path("/checkout"), body.clone()).bearer(&cart.token).send().await.problem(409, "total-differs");
     assert_eq!((&refused["expected_total"], &refused["total"]), (&money(1_999), &money(2_000)));
     body["expected_total"] = money(2_000);
     souk.post(&cart.path("/checkout"), body.clone()).bearer(&cart.token).send().await.expect(201);
