@@ -35,6 +35,9 @@ use super::routes::{Head, answer};
 use super::{Config, Door};
 
 const BACKLOG: u32 = 4096;
+/// What the kernel may hold of an answer that its peer does not take. Left to itself it holds up to 4 MiB: thousands of
+/// stale events, sent to a slow browser before anybody notices that it is slow.
+const SEND_BUFFER_BYTES: u32 = 128 * 1024;
 /// How long the loop rests when the system has no more sockets to give.
 const ACCEPT_REST: Duration = Duration::from_millis(50);
 /// How exact a connection's clock is.
@@ -62,6 +65,8 @@ pub fn bind(address: SocketAddr) -> Result<TcpListener, ServeError> {
     let bind = || {
         let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
         socket.set_reuseaddr(true)?;
+        // Accepted connections inherit it.
+        socket.set_send_buffer_size(SEND_BUFFER_BYTES)?;
         socket.bind(address)?;
         socket.listen(BACKLOG)
     };
