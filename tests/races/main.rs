@@ -6,6 +6,8 @@
 
 mod bank;
 mod carts;
+// Shared with the runtime's own tests, which use the rest of it.
+#[allow(dead_code)]
 #[path = "../runtime/faulty.rs"]
 mod faulty;
 mod ledger;

@@ -24,7 +24,7 @@ pub const PAST_HOLDS: Duration = Duration::from_secs(15 * MINUTES + 1);
 /// Past the time in which an order must be paid.
 pub const PAST_UNPAID: Duration = Duration::from_secs(30 * MINUTES + 1);
 pub const PRICE: i64 = 1_250;
-const PRODUCT: &str = "prod_1";
+pub const PRODUCT: &str = "prod_1";
 
 /// Awaits a condition, with a deadline. A condition that is dear to look at is looked at less often.
 pub async fn until<F: Future<Output = bool>>(what: &str, mut condition: impl FnMut() -> F) {
@@ -242,12 +242,7 @@ impl Shop {
     }
 }
 
-async fn start(
-    embedded: &Arc<Embedded>,
-    snapshots: &Arc<Snapshots>,
-    bank: &Arc<Bank>,
-    config: Config,
-) -> (Runtime, Arc<Faulty>) {
+async fn start(embedded: &Arc<Embedded>, snapshots: &Arc<Snapshots>, bank: &Arc<Bank>, config: Config) -> (Runtime, Arc<Faulty>) {
     let faulty = Faulty::over(embedded.clone());
     let journal: Arc<dyn Journal> = faulty.clone();
     let mut builder = Builder::new(journal, snapshots.clone(), config);

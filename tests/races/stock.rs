@@ -196,7 +196,8 @@ async fn orders_that_take_two_things_in_opposite_order_both_end() {
         shop.stock(a, 1).await;
         shop.stock(b, 1).await;
     }
-    let takers = skus.iter().enumerate().flat_map(|(n, (a, b))| [(n, "ab", a.clone(), b.clone()), (n, "ba", b.clone(), a.clone())]);
+    let takers =
+        skus.iter().enumerate().flat_map(|(n, (a, b))| [(n, "ab", a.clone(), b.clone()), (n, "ba", b.clone(), a.clone())]);
     let takers: Vec<_> = takers
         .map(|(n, way, first, second)| {
             let shop = shop.clone();
