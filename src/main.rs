@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::{self, Write};
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -184,13 +184,16 @@ async fn serve(args: ServeArgs) -> Result<(), Failed> {
     };
     let node = Node::open(&folder, config).await?;
     let token = admin_token(&folder, args.admin_token)?;
+    // Taken before anything is said of it: port 0 asks the system for a free one.
+    let listener = http::server::bind(args.listen)?;
+    let url = url_of(listener.local_addr()?);
     if args.demo {
         if node.runtime.journal().highest() == Position(0) {
             let products = demo::fill(&node.runtime).await.map_err(|error| format!("the demo could not be set up: {error}"))?;
             println!("The demo shop has {products} products.");
         }
         println!("Operator's token: {token}");
-        println!("Shop:             http://{}/api/products", args.listen);
+        println!("Shop:             {url}/api/products");
         io::stdout().flush()?;
     }
 
@@ -206,7 +209,7 @@ async fn serve(args: ServeArgs) -> Result<(), Failed> {
     let collector = NodeCollector { runtime: node.runtime.clone(), read_models: node.read_models.clone() };
     let metrics = Metrics::new(|registry| registry.register_collector(Box::new(collector)));
     let door = Door::new(node.runtime.clone(), node.read_models.clone(), live, metrics, door_config)?;
-    fs::write(folder.address(), format!("http://{}\n", args.listen))?;
+    fs::write(folder.address(), format!("{url}\n"))?;
 
     let (journal, runtime) = (node.journal.clone(), node.runtime.clone());
     let end = async move {
@@ -221,15 +224,25 @@ async fn serve(args: ServeArgs) -> Result<(), Failed> {
         let reason = end.await;
         let _ = told.send(reason);
     };
-    let served = http::serve(door, shutdown).await;
+    http::server::serve_on(listener, door, shutdown).await;
     let _ = fs::remove_file(folder.address());
     let fatal = fatal.borrow_and_update().clone();
     node.close(DRAIN_DEADLINE).await;
-    served?;
     match fatal {
         Some(reason) => Err(reason.into()),
         None => Ok(()),
     }
+}
+
+/// Where somebody on this machine reaches the node.
+fn url_of(mut address: SocketAddr) -> String {
+    if address.ip().is_unspecified() {
+        address.set_ip(match address {
+            SocketAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
+            SocketAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
+        });
+    }
+    format!("http://{address}")
 }
 
 /// Resolves on SIGTERM or Ctrl-C.

@@ -1,0 +1,379 @@
+//! A node without its door, on the real journal, and the books that must balance whatever happened on it.
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use souk::actors::{AskError, Builder, Caller, Config, Runtime};
+use souk::domain::cart::{self, Offer};
+use souk::domain::order::{self, Address, Draft, Line, Owner, Status};
+use souk::domain::payment::{self, Method};
+use souk::domain::{Cart, CommandId, Currency, Entity, Inventory, Money, Order, Payment, every_kind, inventory};
+use souk::persistence::{Embedded, Journal, Options, Snapshots};
+use tempfile::TempDir;
+
+use crate::bank::Bank;
+use crate::faulty::Faulty;
+use crate::ledger::Ledger;
+
+pub const DEADLINE: Duration = Duration::from_secs(120);
+pub const MINUTES: u64 = 60;
+/// Past the end of every hold.
+pub const PAST_HOLDS: Duration = Duration::from_secs(15 * MINUTES + 1);
+/// Past the time in which an order must be paid.
+pub const PAST_UNPAID: Duration = Duration::from_secs(30 * MINUTES + 1);
+pub const PRICE: i64 = 1_250;
+pub const PRODUCT: &str = "prod_1";
+
+/// Awaits a condition, with a deadline. A condition that is dear to look at is looked at less often.
+pub async fn until<F: Future<Output = bool>>(what: &str, mut condition: impl FnMut() -> F) {
+    let awaited = async {
+        loop {
+            let looked = Instant::now();
+            if condition().await {
+                return;
+            }
+            tokio::time::sleep(looked.elapsed().max(Duration::from_millis(5))).await;
+        }
+    };
+    tokio::time::timeout(DEADLINE, awaited).await.unwrap_or_else(|_| panic!("never came about: {what}"));
+}
+
+/// Runs all at once, and gives their answers in the order of the askers.
+pub async fn all_at_once<F>(askers: impl IntoIterator<Item = F>) -> Vec<F::Output>
+where
+    F: Future<Output: Send + 'static> + Send + 'static,
+{
+    let tasks: Vec<_> = askers.into_iter().map(tokio::spawn).collect();
+    let mut answers = Vec::with_capacity(tasks.len());
+    for task in tasks {
+        let answer = tokio::time::timeout(DEADLINE, task).await.expect("it should not take this long");
+        answers.push(answer.expect("no asker panics"));
+    }
+    answers
+}
+
+pub fn eur(amount: i64) -> Money {
+    Money::new(amount, Currency::EUR)
+}
+
+pub fn offer() -> Offer {
+    Offer { product: PRODUCT.into(), title: "A thing".into(), price: eur(PRICE) }
+}
+
+pub fn guest() -> Owner {
+    Owner::Guest { token_sha256: "0".repeat(64) }
+}
+
+pub fn address() -> Address {
+    Address {
+        name: "Ada".into(),
+        line1: "1 Way".into(),
+        line2: None,
+        city: "Fez".into(),
+        postal_code: "30000".into(),
+        country: "MA".into(),
+    }
+}
+
+pub fn method(token: &str) -> Method {
+    Method { provider: "sandbox".into(), token: token.into() }
+}
+
+/// The checkout of a cart that holds any of these skus.
+pub fn checkout(order: &str, token: &str, skus: &[&str]) -> cart::Command {
+    cart::Command::Checkout {
+        order: order.into(),
+        payment: method(token),
+        shipping_address: address(),
+        email: Some("ada@souk.test".into()),
+        expected_total: None,
+        prices: skus.iter().map(|sku| ((*sku).to_owned(), eur(PRICE))).collect(),
+    }
+}
+
+/// An order without a cart.
+pub fn draft(lines: &[(&str, u32)], token: &str) -> Draft {
+    let line = |(sku, quantity): &(&str, u32)| Line {
+        sku: (*sku).to_owned(),
+        product: PRODUCT.into(),
+        title: "A thing".into(),
+        quantity: *quantity,
+        unit_price: eur(PRICE),
+        total: eur(PRICE * i64::from(*quantity)),
+    };
+    let units: u32 = lines.iter().map(|(_, quantity)| quantity).sum();
+    Draft {
+        owner: guest(),
+        cart: None,
+        lines: lines.iter().map(line).collect(),
+        total: eur(PRICE * i64::from(units)),
+        email: None,
+        shipping_address: address(),
+        payment: method(token),
+    }
+}
+
+pub struct Shop {
+    pub runtime: Runtime,
+    pub faulty: Arc<Faulty>,
+    pub bank: Arc<Bank>,
+    pub embedded: Arc<Embedded>,
+    snapshots: Arc<Snapshots>,
+    config: Config,
+    _folder: TempDir,
+}
+
+pub type Answer<E> = Result<<E as Entity>::Reply, AskError<<E as Entity>::Rejection>>;
+
+impl Shop {
+    pub async fn open() -> Arc<Shop> {
+        Arc::new(Shop::open_with(Config::default()).await)
+    }
+
+    pub async fn open_with(config: Config) -> Shop {
+        let folder = tempfile::tempdir().unwrap();
+        let (embedded, _) = Embedded::open(&folder.path().join("journal"), Options::default()).unwrap();
+        let snapshots = Arc::new(Snapshots::open(&folder.path().join("snapshots")));
+        let bank = Arc::new(Bank::default());
+        let (runtime, faulty) = start(&embedded, &snapshots, &bank, config).await;
+        Shop { runtime, faulty, bank, embedded, snapshots, config, _folder: folder }
+    }
+
+    /// The process is gone, and a new one starts over what it left: the journal, and whatever snapshots there are.
+    pub async fn crash(&mut self) {
+        let (runtime, faulty) = start(&self.embedded, &self.snapshots, &self.bank, self.config).await;
+        self.runtime = runtime;
+        self.faulty = faulty;
+    }
+
+    pub async fn stock(&self, sku: &str, units: u32) {
+        let register = inventory::Command::Register { product: PRODUCT.into(), on_hand: units };
+        self.ask::<Inventory>(sku, &format!("register {sku}"), register).await.unwrap();
+    }
+
+    pub async fn ask<E: Entity>(&self, id: &str, command_id: &str, command: E::Command) -> Answer<E> {
+        let mut caller = Caller::new(CommandId::from(command_id), "guest", "race");
+        caller.timeout = DEADLINE;
+        self.runtime.ask::<E>(id, command, caller).await.map(|answered| answered.reply)
+    }
+
+    /// A cart with one line, or the refusal of that line.
+    pub async fn fill_cart(&self, id: &str, sku: &str, quantity: u32) -> Answer<Cart> {
+        self.ask::<Cart>(id, &format!("create {id}"), cart::Command::Create { owner: guest() }).await.unwrap();
+        self.add(id, &format!("add {sku} to {id}"), sku, quantity).await
+    }
+
+    pub async fn add(&self, cart: &str, command_id: &str, sku: &str, quantity: u32) -> Answer<Cart> {
+        self.ask::<Cart>(cart, command_id, cart::Command::Add { sku: sku.into(), quantity, offer: offer() }).await
+    }
+
+    /// Checks a cart out and returns how the order ended.
+    pub async fn check_out(&self, cart: &str, order: &str, token: &str, skus: &[&str]) -> order::Outcome {
+        match self.ask::<Cart>(cart, &format!("checkout {order}"), checkout(order, token, skus)).await {
+            Ok(cart::Reply::Concluded(outcome)) => outcome,
+            other => panic!("{cart} was checked out and heard {other:?}"),
+        }
+    }
+
+    pub async fn place(&self, order: &str, draft: Draft) -> order::Outcome {
+        match self.ask::<Order>(order, &format!("place {order}"), order::Command::Place { draft }).await {
+            Ok(order::Reply::Concluded(outcome)) => outcome,
+            other => panic!("{order} was placed and heard {other:?}"),
+        }
+    }
+
+    pub async fn state<E: Entity>(&self, id: &str) -> E::State
+    where
+        E::State: Clone,
+    {
+        self.runtime.view::<E, _>(id, |state, _| state.clone()).await.unwrap()
+    }
+
+    pub async fn ledger(&self) -> Ledger {
+        Ledger::read(&*self.embedded).await
+    }
+
+    pub async fn books(&self) -> Books {
+        let ledger = self.ledger().await;
+        Books {
+            now: self.runtime.now(),
+            items: self.states::<Inventory>(&ledger).await,
+            carts: self.states::<Cart>(&ledger).await,
+            orders: self.states::<Order>(&ledger).await,
+            payments: self.states::<Payment>(&ledger).await,
+            captured: self.bank.approved("capture"),
+            refunded: self.bank.approved("refund"),
+            voided: self.bank.approved("void"),
+            authorized: self.bank.approved("authorize"),
+            ledger,
+        }
+    }
+
+    async fn states<E: Entity>(&self, ledger: &Ledger) -> BTreeMap<String, E::State>
+    where
+        E::State: Clone,
+    {
+        let mut states = BTreeMap::new();
+        for id in ledger.ids(E::KIND) {
+            let state = self.runtime.view::<E, _>(&id, |state, _| state.clone()).await;
+            states.insert(id, state.unwrap_or_default());
+        }
+        states
+    }
+
+    /// Awaits that nobody owes anything to anybody.
+    pub async fn comes_to_rest(&self) {
+        until("the shop is at rest", || async { self.books().await.unrest().is_none() }).await;
+    }
+
+    /// Sets the clock ahead until every hold and every unpaid order has run out.
+    pub async fn passes_all_deadlines(&self) {
+        self.runtime.clock().advance(PAST_UNPAID);
+        self.comes_to_rest().await;
+        // Carts that came back from a failed order have asked for their units once more.
+        self.runtime.clock().advance(PAST_HOLDS);
+        until("no unit is held or reserved", || async {
+            let books = self.books().await;
+            books.unrest().is_none() && books.items.values().all(|item| item.held == 0 && item.reserved == 0)
+        })
+        .await;
+    }
+}
+
+async fn start(embedded: &Arc<Embedded>, snapshots: &Arc<Snapshots>, bank: &Arc<Bank>, config: Config) -> (Runtime, Arc<Faulty>) {
+    let faulty = Faulty::over(embedded.clone());
+    let journal: Arc<dyn Journal> = faulty.clone();
+    let mut builder = Builder::new(journal, snapshots.clone(), config);
+    every_kind(&mut builder);
+    let runtime = builder.outside::<payment::Provider>(bank.clone()).start().await.unwrap();
+    (runtime, faulty)
+}
+
+/// Everything that must agree at the end: what the entities say, what the journal says, what the bank did.
+pub struct Books {
+    pub now: souk::domain::Timestamp,
+    pub items: BTreeMap<String, inventory::State>,
+    pub carts: BTreeMap<String, cart::State>,
+    pub orders: BTreeMap<String, order::State>,
+    pub payments: BTreeMap<String, payment::State>,
+    captured: BTreeMap<String, usize>,
+    refunded: BTreeMap<String, usize>,
+    voided: BTreeMap<String, usize>,
+    authorized: BTreeMap<String, usize>,
+    pub ledger: Ledger,
+}
+
+impl Books {
+    pub fn with_status(&self, status: Status) -> Vec<&order::State> {
+        self.orders.values().filter(|order| order.status == status).collect()
+    }
+
+    pub fn ended(order: &order::State) -> bool {
+        !matches!(order.status, Status::Absent | Status::Pending | Status::Reserved)
+    }
+
+    /// The first thing that is not at its end.
+    pub fn unrest(&self) -> Option<String> {
+        let owes = |who: &str, owed: usize| (owed > 0).then(|| format!("{who} owes {owed}"));
+        let orders = self.orders.iter().filter_map(|(id, order)| match Books::ended(order) {
+            false => Some(format!("{id} is {:?}", order.status)),
+            true => owes(id, Order::owes(order).len()),
+        });
+        let payments = self.payments.iter().filter_map(|(id, payment)| owes(id, Payment::owes(payment).len()));
+        let carts = self.carts.iter().filter_map(|(id, cart)| owes(id, Cart::owes(cart).len()));
+        orders.chain(payments).chain(carts).next()
+    }
+
+    /// Checks that nothing was lost, invented, or left half done. `stock`: the units that there were of each sku.
+    #[track_caller]
+    pub fn assert_balanced(&self, stock: &[(&str, u32)]) {
+        assert_eq!(self.unrest(), None);
+        self.assert_stock(stock);
+        self.assert_money();
+        self.assert_once();
+    }
+
+    #[track_caller]
+    fn assert_stock(&self, stock: &[(&str, u32)]) {
+        for (sku, units) in stock {
+            let item = &self.items[*sku];
+            let bought = self.orders.values().filter(|order| matches!(order.status, Status::Paid | Status::Shipped));
+            let lines = bought.flat_map(|order| &order.draft.as_ref().unwrap().lines);
+            let sold: u32 = lines.filter(|line| line.sku == *sku).map(|line| line.quantity).sum();
+            assert_eq!(item.on_hand + sold, *units, "{sku}: on hand and sold make the stock");
+            assert_eq!(item.reservations, BTreeMap::new(), "{sku}: nothing is reserved for ever");
+            assert!(item.held <= u64::from(item.on_hand), "{sku}: no more is held than there is");
+            for (cart, hold) in item.holds.iter().filter(|(_, hold)| hold.expires_at > self.now) {
+                let line = self.carts[cart].lines.get(*sku).map_or(0, |line| line.quantity);
+                assert_eq!(line, hold.quantity, "{sku} is held for {cart}, which has as much in it");
+            }
+        }
+    }
+
+    #[track_caller]
+    fn assert_money(&self) {
+        let (captures, refunds) = (self.ledger.count("payment.success"), self.ledger.count("payment.refunded"));
+        for (id, order) in &self.orders {
+            let payment = order::payment_id(id);
+            let (bought, gone_back) = match order.status {
+                Status::Paid | Status::Shipped => (1, 0),
+                Status::Refunded => (1, 1),
+                _ => (0, 0),
+            };
+            let times = |counts: &BTreeMap<String, usize>| counts.get(&payment).copied().unwrap_or(0);
+            assert_eq!(times(&captures), bought, "{id} is {:?}: payment.success", order.status);
+            assert_eq!(times(&refunds), gone_back, "{id} is {:?}: payment.refunded", order.status);
+            assert_eq!(times(&self.captured), bought, "{id} is {:?}: captured at the bank", order.status);
+            assert_eq!(times(&self.refunded), gone_back, "{id} is {:?}: refunded at the bank", order.status);
+            if times(&self.authorized) > 0 && bought == 0 {
+                assert_eq!(times(&self.voided), 1, "{id} is {:?}: what was authorized is voided", order.status);
+            }
+        }
+        let ordered: Vec<_> = self.orders.keys().map(|order| order::payment_id(order)).collect();
+        for payment in captures.keys().chain(self.captured.keys()) {
+            assert!(ordered.contains(payment), "{payment} is captured without an order");
+        }
+    }
+
+    /// However often a step was asked for, it is in the journal once.
+    #[track_caller]
+    fn assert_once(&self) {
+        let mut counts = Vec::new();
+        for (event_type, field) in [
+            ("inventory.reserved", "order"),
+            ("inventory.released", "order"),
+            ("stock.decreased", "order"),
+            ("stock.increased", "order"),
+            ("cart.checked_out", "order"),
+            ("cart.completed", "order"),
+            ("order.line.reserved", "sku"),
+            ("order.line.committed", "sku"),
+            ("order.line.released", "sku"),
+            ("order.line.restocked", "sku"),
+            ("payment.failed", "step"),
+        ] {
+            counts.push((event_type, self.ledger.count_by(event_type, field)));
+        }
+        for event_type in [
+            "order.created",
+            "order.paid",
+            "order.payment_failed",
+            "order.cancelled",
+            "order.refunded",
+            "payment.created",
+            "payment.authorized",
+            "payment.capture_requested",
+            "payment.success",
+            "payment.voided",
+            "payment.refunded",
+        ] {
+            counts.push((event_type, self.ledger.count(event_type)));
+        }
+        for (event_type, by_whom) in counts {
+            let twice = by_whom.iter().find(|(_, times)| **times > 1);
+            assert_eq!(twice, None, "{event_type} happens once");
+        }
+    }
+}
