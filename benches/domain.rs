@@ -14,7 +14,7 @@ fn context(command: &CommandId) -> Context<'_> {
 
 /// Decides and folds, as the runtime does for each command.
 fn turn<E: Entity>(state: &mut E::State, command: E::Command, command_id: &CommandId) {
-    let decision = E::decide(state, command, &context(command_id)).ok().unwrap();
+    let decision = E::decide(state, command, &context(command_id)).unwrap_or_else(|rejection| panic!("{rejection}"));
     for event in &decision.events {
         E::evolve(state, event);
     }
@@ -24,7 +24,7 @@ fn turn<E: Entity>(state: &mut E::State, command: E::Command, command_id: &Comma
 fn stocked(holds: u32) -> inventory::State {
     let id = CommandId::from("c");
     let mut item = inventory::State::default();
-    turn::<Inventory>(&mut item, inventory::Command::Register { product: "prod_1".into(), on_hand: 10_000_000 }, &id);
+    turn::<Inventory>(&mut item, inventory::Command::Register { product: "prod_1".into(), on_hand: u32::MAX }, &id);
     for cart in 0..holds {
         let hold = inventory::Command::Hold { cart: format!("cart_{cart:08}"), quantity: 1, revision: 1, absorb: None };
         turn::<Inventory>(&mut item, hold, &id);
