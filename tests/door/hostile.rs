@@ -16,6 +16,14 @@ fn head(method: &str, path: &str, headers: &str) -> Vec<u8> {
     format!("{method} {path} HTTP/1.1\r\nhost: souk\r\n{headers}\r\n").into_bytes()
 }
 
+/// Also what never became a request is refused with a problem, and the connection ends with it.
+fn is_a_problem(said: &str) {
+    let (head, body) = said.split_once("\r\n\r\n").unwrap();
+    let body: Value = serde_json::from_str(body).unwrap_or_else(|_| panic!("{said}"));
+    assert!(head.contains("content-type: application/problem+json") && head.contains("x-request-id: "), "{said}");
+    assert!(head.starts_with(&format!("HTTP/1.1 {} ", body["status"])) && body["request_id"].is_string(), "{said}");
+}
+
 /// The server still answers, on a new connection.
 async fn is_well(souk: &Souk) {
     souk.get("/health/ready").send().await.expect(200);
@@ -85,6 +93,7 @@ async fn no_header_can_be_smuggled_into_an_answer() {
         line.write(body.as_bytes()).await;
         let said = String::from_utf8_lossy(&line.rest(CLOSED).await).into_owned();
         assert!(said.starts_with("HTTP/1.1 400 ") && !said.contains("\"live\""), "{headers:?}: {said}");
+        is_a_problem(&said);
     }
     for garbage in
         ["\0\0\0\0\0\0\r\n\r\n", "GET\r\n\r\n", "GET / HTTP/9.9\r\n\r\n", "\u{16}\u{3}\u{1}\u{2}\0\u{1}\0\u{1}\u{fc}\r\n\r\n"]
@@ -106,7 +115,8 @@ async fn a_head_that_is_too_large_is_refused() {
         let mut line = souk.connect().await;
         line.write(&head("GET", "/api/products", &headers)).await;
         let said = String::from_utf8_lossy(&line.rest(CLOSED).await).into_owned();
-        assert!(said.starts_with("HTTP/1.1 431 "), "{said}");
+        assert!(said.starts_with("HTTP/1.1 431 ") && said.contains("/problems/head-too-large"), "{said}");
+        is_a_problem(&said);
     }
     let mut line = souk.connect().await;
     line.write(&head("GET", &format!("/api/products?q={}", "a".repeat(80 * KIB)), "")).await;

@@ -124,6 +124,9 @@ async fn a_slow_payment_is_accepted_first_and_paid_later_and_an_outage_stays_ope
         let order = answer.json();
         assert_eq!(answer.header("location"), Some(format!("/api/orders/{}", text(&order["id"])).as_str()));
         assert!(["pending", "reserved"].contains(&order["status"].as_str().unwrap()), "{answer}");
+        let list = souk.get("/api/orders?limit=100").bearer(ADMIN).header("souk-at-least", &answer.position().to_string());
+        let list = list.send().await.expect(200).json();
+        assert!(list["items"].as_array().unwrap().iter().any(|listed| listed["id"] == order["id"]), "{list}");
         orders.push(order);
     }
     let id = |order: usize| text(&orders[order]["id"]);
