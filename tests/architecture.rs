@@ -10,14 +10,15 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// From the top of the hill to its foot. A module may import from lines below its own, and from itself.
-const HILL: [&[&str]; 7] = [
+const HILL: [&[&str]; 8] = [
     &["main", "lib"],
     &["node", "demo"],
     &["http", "rehearse"],
+    &["metrics"],
     &["actors"],
     &["read_models", "integrations"],
     &["persistence"],
-    &["domain", "metrics"],
+    &["domain"],
 ];
 
 fn height(module: &str) -> Option<usize> {
