@@ -2,7 +2,8 @@
 //! on to its last, and must end settled or undone in full every time.
 //!
 //! A fault is: a write that fails; a write that is stored though its writer hears otherwise; the process gone before a
-//! write is stored; the process gone after it was stored and before anybody heard. The client is one as it should be:
+//! write is stored; the process gone after it was stored and before anybody heard. Writes that were under way then may
+//! still land when the next process has begun, as those of a former owner do in a cluster. The client is one as it should be:
 //! it sends what was not answered again under the same command id, and sends what was answered once more as well.
 
 use std::sync::atomic::{AtomicUsize, Ordering};

@@ -17,7 +17,7 @@ use crate::bank::Bank;
 use crate::faulty::Faulty;
 use crate::ledger::Ledger;
 
-pub const DEADLINE: Duration = Duration::from_secs(30);
+pub const DEADLINE: Duration = Duration::from_secs(60);
 pub const MINUTES: u64 = 60;
 /// Past the end of every hold.
 pub const PAST_HOLDS: Duration = Duration::from_secs(15 * MINUTES + 1);
@@ -225,11 +225,7 @@ impl Shop {
 
     /// Awaits that nobody owes anything to anybody.
     pub async fn comes_to_rest(&self) {
-        until("the shop is at rest", || async {
-            let unrest = self.books().await.unrest();
-            if let Some(unrest) = &unrest { if std::env::var("DBG").is_ok() { eprintln!("{unrest}"); } }
-            unrest.is_none()
-        }).await;
+        until("the shop is at rest", || async { self.books().await.unrest().is_none() }).await;
     }
 
     /// Sets the clock ahead until every hold and every unpaid order has run out.
