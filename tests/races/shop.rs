@@ -217,8 +217,14 @@ impl Shop {
     {
         let mut states = BTreeMap::new();
         for id in ledger.ids(E::KIND) {
-            let state = self.runtime.view::<E, _>(&id, |state, _| state.clone()).await;
-            states.insert(id, state.unwrap_or_default());
+            // A write that fails takes those who look with it: they look again.
+            let state = loop {
+                match self.runtime.view::<E, _>(&id, |state, _| state.clone()).await {
+                    Ok(state) => break state,
+                    Err(_) => tokio::time::sleep(Duration::from_millis(2)).await,
+                }
+            };
+            states.insert(id, state);
         }
         states
     }
