@@ -21,6 +21,9 @@ const CALLERS: [usize; 4] = [1, 16, 256, 2048];
 
 fn main() {
     let tokio = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+    if std::env::args().any(|argument| argument == "activation") {
+        return tokio.block_on(activation());
+    }
     println!(
         "durable commands/s, {} s each; bare = fjall committing records of the same size, grouped the same way",
         SPAN.as_secs()

@@ -8,7 +8,7 @@ use futures_util::stream::{self, StreamExt, TryStreamExt};
 use ulid::Ulid;
 
 use crate::actors::{AskError, Caller, Runtime};
-use crate::domain::product::{Command, Content, Rejection, Variant};
+use crate::domain::product::{Command, Content, Rejection, SHOP_DEFAULT, Variant};
 use crate::domain::{CommandId, Currency, Money, Product, ids};
 
 /// One product of the demo: handle, title, what it is, type, category, price in cents, and its variants by option value
@@ -113,8 +113,6 @@ const SAMPLES: &[Sample] = &[
     },
 ];
 
-/// The shop that the samples belong to until shops are things of their own.
-const SHOP: &str = "shop_default";
 const IN_FLIGHT: usize = 4;
 
 /// Puts the samples into an empty shop and returns how many products they are.
@@ -144,7 +142,7 @@ impl Sample {
             options: if has_option { vec![(*value).to_owned()] } else { Vec::new() },
         });
         Content {
-            shop: SHOP.to_owned(),
+            shop: SHOP_DEFAULT.to_owned(),
             handle: words.collect::<Vec<_>>().join("-"),
             title: self.title.to_owned(),
             description: self.description.to_owned(),

@@ -14,7 +14,7 @@ use souk::actors::live::Live;
 use souk::http::Door;
 use souk::integrations::http_client::{Client, Limits, Origin, percent_encoded};
 use souk::integrations::import_command::{Destination, ImportArgs};
-use souk::metrics::Metrics;
+use souk::metrics::{Metrics, NodeCollector};
 use souk::node::{DataFolder, Node};
 use souk::persistence::inspect::{Inspection, inspect};
 use souk::persistence::{Embedded, OpenError, Options, Position};
@@ -87,6 +87,10 @@ struct ServeArgs {
     /// Seconds after which an unused entity leaves memory
     #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(i64).range(1..=86_400), env = "SOUK_IDLE_SECONDS")]
     idle_seconds: i64,
+
+    /// Entities that may be in memory; near it, unused ones leave sooner
+    #[arg(long, value_name = "N", default_value_t = 100_000, env = "SOUK_RESIDENTS_MAX")]
+    residents_max: usize,
 
     /// Records after which an entity's snapshot is renewed
     #[arg(long, value_name = "RECORDS", default_value_t = 100, value_parser = clap::value_parser!(u64).range(1..), env = "SOUK_SNAPSHOT_EVERY")]
@@ -174,6 +178,7 @@ async fn serve(args: ServeArgs) -> Result<(), Failed> {
     let config = actors::Config {
         bounds: Bounds { per_entity: args.waiting_per_entity, per_node: args.waiting_per_node },
         idle_ms: args.idle_seconds * 1_000,
+        residents_max: args.residents_max,
         snapshot_every: args.snapshot_every,
         ..actors::Config::default()
     };
@@ -201,7 +206,8 @@ async fn serve(args: ServeArgs) -> Result<(), Failed> {
         ..http::Config::default()
     };
     let live = Live::start(node.journal.clone());
-    let metrics = Metrics::new(|_| {});
+    let collector = NodeCollector { runtime: node.runtime.clone(), read_models: node.read_models.clone() };
+    let metrics = Metrics::new(|registry| registry.register_collector(Box::new(collector)));
     let door = Door::new(node.runtime.clone(), node.read_models.clone(), live, metrics, door_config)?;
     fs::write(folder.address(), format!("{url}\n"))?;
 

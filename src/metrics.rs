@@ -4,12 +4,17 @@
 
 use std::sync::Arc;
 
-use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric};
+use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
-use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
+
+use crate::actors::Runtime;
+use crate::read_models::ReadModels;
 
 /// The media type of the exposition.
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -40,12 +45,6 @@ pub struct Metrics {
     pub http_connections_refused: Counter,
     pub live_sessions: Gauge,
     pub live_watches: Gauge,
-}
-
-impl Default for Metrics {
-    fn default() -> Self {
-        Metrics::new(|_| {})
-    }
 }
 
 impl Metrics {
@@ -97,13 +96,67 @@ impl Metrics {
     }
 }
 
+/// What the runtime, the journal and the read models count themselves, read when somebody asks.
+pub struct NodeCollector {
+    pub runtime: Runtime,
+    pub read_models: Arc<ReadModels>,
+}
+
+impl std::fmt::Debug for NodeCollector {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("NodeCollector")
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OfKind {
+    kind: &'static str,
+}
+
+impl Collector for NodeCollector {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
+        let mut count = |name: &str, help: &str, value: u64| {
+            let counter = ConstCounter::new(value);
+            counter.encode(encoder.encode_descriptor(name, help, None, counter.metric_type())?)
+        };
+        let counters = self.runtime.counters();
+        count("entity_activations", "Entities brought to life", counters.activations.get())?;
+        count("entity_passivations", "Entities that left memory", counters.passivations.get())?;
+        count("entity_deaths", "Entities whose actor failed", counters.deaths.get())?;
+        count("entity_snapshots", "Snapshots written", counters.snapshots.get())?;
+        count("journal_writes", "Batches handed to the journal", counters.writes.get())?;
+        count("journal_writes_failed", "Batches that were not, or perhaps not, stored", counters.failed_writes.get())?;
+
+        let census = self.runtime.census();
+        let highest = self.runtime.journal().highest().0;
+        let mut show = |name: &str, help: &str, value: u64| {
+            let gauge = ConstGauge::new(i64::try_from(value).unwrap_or(i64::MAX));
+            gauge.encode(encoder.encode_descriptor(name, help, None, gauge.metric_type())?)
+        };
+        show("journal_position", "The newest durable batch", highest)?;
+        show(
+            "read_models_lag",
+            "Batches that the read models have not seen",
+            highest.saturating_sub(self.read_models.position().0),
+        )?;
+        show("entities_set_aside", "Entities that failed too often and wait for an operator", census.set_aside.len() as u64)?;
+        show("entities_in_agenda", "Entities with a timer or a debt", census.agenda as u64)?;
+        show("commands_waiting", "Commands that wait for an answer", census.waiting as u64)?;
+        let residents = Family::<OfKind, Gauge>::default();
+        for (kind, count) in census.residents {
+            residents.get_or_create(&OfKind { kind }).set(i64::try_from(count).unwrap_or(i64::MAX));
+        }
+        residents.encode(encoder.encode_descriptor("entity_residents", "Entities in memory", None, residents.metric_type())?)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn the_exposition_names_what_was_counted() {
-        let metrics = Metrics::default();
+        let metrics = Metrics::new(|_| {});
         metrics.http_requests.get_or_create(&Answered { route: "/api/orders", method: "POST", status: 201 }).inc();
         metrics.http_latency.get_or_create(&Routed { route: "/api/orders", method: "POST" }).observe(0.003);
         let text = metrics.exposition();

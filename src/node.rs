@@ -13,7 +13,7 @@ use ulid::Ulid;
 
 use crate::actors::runtime::StartError;
 use crate::actors::{AskError, Builder, Caller, Config, Failure, Runtime};
-use crate::domain::product::{self, Content};
+use crate::domain::product::{self, Content, SHOP_DEFAULT};
 use crate::domain::{CommandId, Inventory, Product, every_kind, ids, payment};
 use crate::integrations::import::{Catalogue, CatalogueError};
 use crate::integrations::sandbox::Providers;
@@ -138,7 +138,10 @@ impl Catalogue for NodeCatalogue {
         Ok(Some((id, content)))
     }
 
-    async fn create(&self, content: Content, stock: BTreeMap<String, u32>) -> Result<(), CatalogueError> {
+    async fn create(&self, mut content: Content, stock: BTreeMap<String, u32>) -> Result<(), CatalogueError> {
+        if content.shop.is_empty() {
+            content.shop = SHOP_DEFAULT.to_owned();
+        }
         let id = format!("{}_{}", ids::PRODUCT, Ulid::new());
         self.ask(&id, product::Command::Create { content, stock }).await
     }

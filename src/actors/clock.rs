@@ -24,7 +24,7 @@ impl Clock {
     /// Sets the clock ahead; timers that are thereby due fire at once.
     pub fn advance(&self, by: Duration) {
         self.ahead_ms.fetch_add(i64::try_from(by.as_millis()).unwrap_or(i64::MAX), Ordering::Relaxed);
-        self.moved.notify_waiters();
+        self.moved.notify_one();
     }
 
     /// Resolves when the clock was set ahead.

@@ -28,6 +28,10 @@ use crate::persistence::{Append, AppendError, Batch, EntityKey, Position, ReadEr
 const READ_BATCHES: usize = 256;
 /// A pending write is not let grow past this, in bytes: whoever comes later is told to retry.
 const PENDING_BYTES_MAX: usize = 4 << 20;
+/// So few records are replayed as fast as a snapshot is read: for them none is written on leaving.
+const REPLAYED_AS_FAST: u64 = 16;
+/// How many times a snapshot's weight is written to the journal before the next one.
+const SNAPSHOT_SHARE: usize = 8;
 /// How soon an entity is woken again whose time came and changed nothing.
 const STILL_DUE_MS: i64 = 1_000;
 
@@ -128,7 +132,7 @@ struct Written {
 struct SnapshotOut<'a, E: Entity> {
     state: &'a E::State,
     correlation: &'a str,
-    answers: Vec<(&'a CommandId, &'a AnswerOf<E>)>,
+    answers: Vec<&'a (CommandId, AnswerOf<E>)>,
 }
 
 #[derive(Deserialize)]
@@ -459,6 +463,10 @@ impl<E: Entity> Resident<E> {
         let payload = payload.finish(wake)?;
         self.snapshot.bytes_since += payload.len();
         let snapshot = self.snapshot_if_due()?;
+        if let Some(bytes) = &snapshot {
+            self.snapshot = Written { version: self.version, bytes: bytes.len(), bytes_since: 0 };
+            self.kind.shared.counters.snapshots.add(1);
+        }
         self.in_flight = Some(InFlight { owed, waiters: Vec::new(), snapshot, last: self.version });
         self.kind.shared.counters.writes.add(1);
         let append = Append { entity: self.key.clone(), expected, count, payload: payload.into(), wake };
@@ -512,11 +520,11 @@ impl<E: Entity> Resident<E> {
         Ok(())
     }
 
-    /// A snapshot is due after so many records, and not before as much was written as the last one weighed: so a large
-    /// entity never spends more on snapshots than on its journal.
+    /// A snapshot is due after so many records, and not before several times as much was written as the last one weighed:
+    /// so a large entity spends little on snapshots beside what it spends on its journal.
     fn snapshot_if_due(&self) -> Result<Option<Vec<u8>>, serde_json::Error> {
         let records = self.version - self.snapshot.version;
-        if records < self.kind.shared.config.snapshot_every || self.snapshot.bytes_since < self.snapshot.bytes {
+        if records < self.kind.shared.config.snapshot_every || self.snapshot.bytes_since < self.snapshot.bytes * SNAPSHOT_SHARE {
             return Ok(None);
         }
         self.snapshot_bytes().map(Some)
@@ -651,7 +659,7 @@ impl<E: Entity> Resident<E> {
         if busy || !self.kind.leave(&self.id, myself.get_id()) {
             return;
         }
-        if self.version > self.snapshot.version {
+        if self.version - self.snapshot.version > REPLAYED_AS_FAST {
             match self.snapshot_bytes() {
                 Ok(bytes) => self.kind.shared.snapshots.put(&self.key, self.version, E::SNAPSHOT_FORMAT, &bytes),
                 Err(error) => tracing::warn!(entity = %self.key, %error, "no snapshot was written"),

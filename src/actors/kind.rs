@@ -122,21 +122,26 @@ impl<E: Entity> Kind<E> {
                     Place::Restarting { until } if *until > now => return Err(Failure::Restarting),
                     Place::Restarting { .. } => {}
                 }
-                let seat = self.activate(occupied.key().clone(), now)?;
-                let entered = (seat.actor.clone(), admit(&seat.gate)?);
+                let gate = Gate::new(self.shared.node.clone(), now);
+                let permit = admit(&gate)?;
+                let seat = self.activate(occupied.key().clone(), gate)?;
+                let actor = seat.actor.clone();
                 occupied.insert(Place::Resident(seat));
-                Ok(entered)
+                Ok((actor, permit))
             }
             Entry::Vacant(vacant) => {
-                let seat = self.activate(vacant.key().clone(), now)?;
-                let entered = (seat.actor.clone(), admit(&seat.gate)?);
+                let gate = Gate::new(self.shared.node.clone(), now);
+                let permit = admit(&gate)?;
+                let seat = self.activate(vacant.key().clone(), gate)?;
+                let actor = seat.actor.clone();
                 vacant.insert(Place::Resident(seat));
-                Ok(entered)
+                Ok((actor, permit))
             }
         }
     }
 
-    fn activate(self: &Arc<Self>, id: Arc<str>, now: Timestamp) -> Result<Seat<E>, Failure> {
+    /// Starts the entity's actor. Whoever calls has been admitted: an actor without a seat would never leave.
+    fn activate(self: &Arc<Self>, id: Arc<str>, gate: Arc<Gate>) -> Result<Seat<E>, Failure> {
         let supervisor = self.supervisor.get().ok_or(Failure::Draining)?.clone();
         let arguments = Arguments { kind: self.clone(), key: EntityKey::new(E::KIND, &id), id };
         let (actor, _starting) = ActorRuntime::spawn_linked_instant(None, EntityActor::<E>::default(), arguments, supervisor)
@@ -145,7 +150,7 @@ impl<E: Entity> Kind<E> {
                 Failure::Restarting
             })?;
         self.shared.counters.activations.add(1);
-        Ok(Seat { actor, gate: Gate::new(self.shared.node.clone(), now) })
+        Ok(Seat { actor, gate })
     }
 
     /// Called by a resident that wants to leave: true, and it is no longer found, when nobody waits for it.

@@ -29,6 +29,8 @@ pub struct Config {
     pub bounds: Bounds,
     /// An entity that nobody used for so long leaves memory, in milliseconds.
     pub idle_ms: i64,
+    /// Entities that may be in memory: the nearer, the sooner unused ones leave.
+    pub residents_max: usize,
     /// Records after which an entity's snapshot is renewed.
     pub snapshot_every: u64,
     /// Entities woken each second at most, so that a start with many debts does not starve the shop.
@@ -40,6 +42,7 @@ impl Default for Config {
         Config {
             bounds: Bounds { per_entity: 1_024, per_node: 65_536 },
             idle_ms: 60_000,
+            residents_max: 100_000,
             snapshot_every: 100,
             wakes_per_second: 20_000,
         }
@@ -68,6 +71,7 @@ pub struct Counters {
     pub deaths: Counter,
     pub writes: Counter,
     pub failed_writes: Counter,
+    pub snapshots: Counter,
 }
 
 #[derive(Debug, Default)]
@@ -372,7 +376,8 @@ async fn read_agenda(shared: &Arc<Shared>) -> Result<usize, ReadError> {
 async fn keep_time(shared: Arc<Shared>) {
     const ROUNDS_PER_SECOND: usize = 50;
     let at_once = (shared.config.wakes_per_second / ROUNDS_PER_SECOND).max(1);
-    loop {
+    // A draining node leaves what is due to its next start.
+    while !shared.is_draining() {
         let due = shared.agenda.take_due(shared.clock.now(), at_once);
         due.iter().for_each(|entity| shared.wake(entity));
         let pause = if due.len() == at_once {
@@ -389,12 +394,33 @@ async fn keep_time(shared: Arc<Shared>) {
     }
 }
 
-/// Asks idle entities to leave, four times within the idle span.
+/// Asks idle entities to leave, four times within the idle span and at least once a second.
 async fn sweep(shared: Arc<Shared>) {
-    let span = shared.config.idle_ms;
-    let pause = Duration::from_millis((span / 4).max(10).unsigned_abs());
+    let Config { idle_ms, residents_max, .. } = shared.config;
+    let pause = Duration::from_millis((idle_ms / 4).clamp(10, 1_000).unsigned_abs());
     loop {
         tokio::time::sleep(pause).await;
-        shared.kinds().for_each(|kind| kind.sweep(span));
+        let residents = shared.kinds().map(|kind| kind.residents()).sum();
+        let idle_ms = idle_span_ms(idle_ms, residents, residents_max);
+        shared.kinds().for_each(|kind| kind.sweep(idle_ms));
+    }
+}
+
+/// How long an entity may stay unused: the whole span while half of the room is free, then ever shorter.
+fn idle_span_ms(idle_ms: i64, residents: usize, residents_max: usize) -> i64 {
+    let free = residents_max.saturating_sub(residents) as i128;
+    let half = (residents_max / 2).max(1) as i128;
+    (i128::from(idle_ms) * free.min(half) / half) as i64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_fuller_the_memory_the_sooner_an_unused_entity_leaves() {
+        for (residents, span) in [(0, 60_000), (50, 60_000), (75, 30_000), (99, 1_200), (100, 0), (500, 0)] {
+            assert_eq!(idle_span_ms(60_000, residents, 100), span, "{residents}");
+        }
     }
 }

@@ -32,19 +32,20 @@ pub struct ProductShown<'a> {
 
 /// `None` while it is not (or no longer) in the catalogue.
 pub fn product<'a>(id: &'a str, state: &'a product::State, version: Version) -> Option<ProductShown<'a>> {
+    let content = state.in_force();
     (state.phase == product::Phase::Live).then(|| ProductShown {
         id,
-        shop_id: &state.content.shop,
-        handle: &state.content.handle,
-        title: &state.content.title,
-        description: &state.content.description,
-        vendor: &state.content.vendor,
-        product_type: &state.content.product_type,
-        category: &state.content.category,
-        tags: &state.content.tags,
-        options: &state.content.options,
-        variants: &state.content.variants,
-        published: state.content.published,
+        shop_id: &content.shop,
+        handle: &content.handle,
+        title: &content.title,
+        description: &content.description,
+        vendor: &content.vendor,
+        product_type: &content.product_type,
+        category: &content.category,
+        tags: &content.tags,
+        options: &content.options,
+        variants: &content.variants,
+        published: content.published,
         version,
     })
 }
@@ -446,6 +447,19 @@ mod tests {
         let bytes = writer.finish(Wake::Never).unwrap();
         let payload = Payload::parse(&bytes).unwrap();
         super::event(kind, "x", &payload.events[0]).unwrap().to_string()
+    }
+
+    #[test]
+    fn a_change_of_a_product_shows_when_its_skus_are_claimed() {
+        let titled = |title: &str| product::Content { title: title.into(), ..product::Content::default() };
+        let mut state = product::State { phase: product::Phase::Live, content: titled("Old"), ..product::State::default() };
+        let stock = std::collections::BTreeMap::from([("new".to_owned(), 1)]);
+        let drafted = product::Event::UpdateDrafted { command: CommandId::from("c"), content: titled("New"), stock };
+        product::Product::evolve(&mut state, &drafted);
+        assert_eq!(product("prod_1", &state, 2).unwrap().title, "Old");
+        product::Product::evolve(&mut state, &product::Event::SkuClaimed { sku: "new".into() });
+        product::Product::evolve(&mut state, &product::Event::Updated { content: titled("New") });
+        assert_eq!(product("prod_1", &state, 4).unwrap().title, "New");
     }
 
     fn draft() -> order::Draft {

@@ -930,13 +930,7 @@ impl Turn {
 }
 
 fn check_contact(owner: &order::Owner, terms: &Terms) -> Result<(), Rejection> {
-    match (&terms.email, owner) {
-        (None, order::Owner::Guest { .. }) => return Err(invalid("/email", "a guest must give one")),
-        (Some(email), _) if !email.contains('@') || email.chars().count() > order::Address::FIELD_CHARS_MAX => {
-            return Err(invalid("/email", "is not an address"));
-        }
-        _ => {}
-    }
+    order::check_email(owner, terms.email.as_deref()).map_err(|message| invalid("/email", message))?;
     terms.shipping_address.check().map_err(|(field, message)| invalid(format!("/shipping_address/{field}"), message))
 }
 

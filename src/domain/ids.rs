@@ -4,9 +4,7 @@ use ulid::Ulid;
 
 pub const CART: &str = "cart";
 pub const ORDER: &str = "ord";
-pub const PAYMENT: &str = "pay";
 pub const PRODUCT: &str = "prod";
-pub const SHOP: &str = "shop";
 
 /// The longest sku, in bytes.
 pub const SKU_BYTES_MAX: usize = 100;

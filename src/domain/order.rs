@@ -672,7 +672,17 @@ impl Draft {
         if total != Ok(self.total) {
             return Err(invalid("/total", "must be the sum of the lines, in their one currency"));
         }
+        check_email(&self.owner, self.email.as_deref()).map_err(|message| invalid("/email", message))?;
         self.shipping_address.check().map_err(|(field, message)| invalid(format!("/shipping_address/{field}"), message))
+    }
+}
+
+/// A guest has no account to look at: the confirmation must have somewhere to go.
+pub fn check_email(owner: &Owner, email: Option<&str>) -> Result<(), &'static str> {
+    match (email, owner) {
+        (None, Owner::Guest { .. }) => Err("a guest must give one"),
+        (Some(email), _) if !email.contains('@') || email.chars().count() > Address::FIELD_CHARS_MAX => Err("is not an address"),
+        _ => Ok(()),
     }
 }
 

@@ -8,6 +8,8 @@ use super::{CommandId, Context, Debt, Decision, Entity, Inventory, Money, ids, i
 
 type Turn = turn::Turn<Product>;
 
+/// The shop of everything that names none, for as long as shops are not things of their own.
+pub const SHOP_DEFAULT: &str = "shop_default";
 pub const NAME_CHARS_MAX: usize = 255;
 pub const DESCRIPTION_BYTES_MAX: usize = 64 * 1024;
 pub const OPTIONS_MAX: usize = 3;

@@ -14,10 +14,14 @@ use super::problem::{FieldError, Problem};
 use super::request::Request;
 use super::{Door, auth};
 use crate::actors::credential::sha256_hex;
-use crate::actors::{Answered, AskError, Failure, shown};
-use crate::domain::cart::{Command, Phase, QUANTITY_MAX, Reply};
+use crate::actors::{Answered, AskError, Caller, Failure, shown};
+use crate::domain::cart::{Command, Phase, QUANTITY_MAX, Rejection, Reply};
 use crate::domain::order::Owner;
 use crate::domain::{Cart, Entity, Money, ids};
+
+/// How soon a checkout is asked for again that met a cart in the middle of a change.
+const BUSY_REST: Duration = Duration::from_millis(10);
+const BUSY_RESTS_MAX: u32 = 50;
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -162,7 +166,8 @@ pub async fn checkout(door: Arc<Door>, request: Request) -> Result<Answer, Probl
         expected_total: body.expected_total,
         prices,
     };
-    let asked = door.runtime.ask::<Cart>(id, command, request.caller()?);
+    let caller = request.caller()?;
+    let asked = check_out(&door, id, command, caller);
     match within(door.config.settle_wait, asked).await {
         Some(Ok(answered)) => {
             let Reply::Concluded(outcome) = answered.reply else {
@@ -175,6 +180,19 @@ pub async fn checkout(door: Arc<Door>, request: Request) -> Result<Answer, Probl
         // The order may have come to its end in this very moment; if it does not exist, nothing is known.
         None if orders::exists(&door, &order).await? => orders::accepted(&door, &order, None).await,
         None => Err(Problem::outcome_unknown()),
+    }
+}
+
+/// Asks again while the cart confirms its holds, which it also does by itself after a payment was declined: whoever tries
+/// another card at once should not have to know. A refusal leaves nothing behind, so the same command may be asked again.
+async fn check_out(door: &Door, id: &str, command: Command, caller: Caller) -> Result<Answered<Reply>, AskError<Rejection>> {
+    let mut rests = BUSY_RESTS_MAX;
+    loop {
+        match door.runtime.ask::<Cart>(id, command.clone(), caller.clone()).await {
+            Err(AskError::Rejected(Rejection::Busy)) if rests > 0 => tokio::time::sleep(BUSY_REST).await,
+            answered => return answered,
+        }
+        rests -= 1;
     }
 }
 

@@ -15,17 +15,23 @@ use crate::metrics;
 #[derive(Serialize)]
 struct Health {
     status: &'static str,
+    /// Said only when it is so. It makes no node unready: whatever is not a list is as good as ever.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    lists: Option<&'static str>,
 }
 
 pub async fn live(_: Arc<Door>, _: Request) -> Result<Answer, Problem> {
-    Ok(Answer::json(StatusCode::OK, &Health { status: "live" })?.with(CACHE_CONTROL, "no-store"))
+    Ok(Answer::json(StatusCode::OK, &Health { status: "live", lists: None })?.with(CACHE_CONTROL, "no-store"))
 }
 
 pub async fn ready(door: Arc<Door>, _: Request) -> Result<Answer, Problem> {
     match door.phase() {
         Phase::Starting => Err(Problem::not_ready("This node is starting.")),
         Phase::Draining => Err(Problem::not_ready("This node is shutting down.")),
-        Phase::Ready => Ok(Answer::json(StatusCode::OK, &Health { status: "ready" })?.with(CACHE_CONTROL, "no-store")),
+        Phase::Ready => {
+            let lists = door.read_models.health().err().map(|_| "stale");
+            Ok(Answer::json(StatusCode::OK, &Health { status: "ready", lists })?.with(CACHE_CONTROL, "no-store"))
+        }
     }
 }
 

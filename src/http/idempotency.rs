@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
 use ulid::Ulid;
-use warp::http::header::{CONTENT_TYPE, ETAG, HeaderMap, HeaderName, HeaderValue, LOCATION};
+use warp::http::header::{CONTENT_TYPE, ETAG, HeaderMap, HeaderName, HeaderValue, LOCATION, RETRY_AFTER};
 use warp::http::{Method, StatusCode};
 
 use super::Door;
@@ -78,7 +78,7 @@ pub async fn begin(door: &Door, id: &str, fingerprint: String, correlation: &Arc
 
 /// Keeps the answer; what the caller hears is the answer that was kept, which may be that of another attempt.
 pub async fn finish(door: &Door, id: &str, answer: Answer, correlation: &Arc<str>) -> Answer {
-    if !is_kept(answer.status) {
+    if !is_kept(&answer) {
         return answer;
     }
     let Some(kept) = kept(&answer) else { return answer };
@@ -103,9 +103,10 @@ fn caller(correlation: &Arc<str>) -> Caller {
     Caller::new(CommandId(Ulid::new().to_string()), "door", Arc::clone(correlation))
 }
 
-/// Whether an answer says something lasting.
-fn is_kept(status: StatusCode) -> bool {
-    status.as_u16() < 500 && !matches!(status, StatusCode::TOO_MANY_REQUESTS | StatusCode::REQUEST_TIMEOUT)
+/// Whether an answer says something lasting: one that asks to come back must be another one then.
+fn is_kept(answer: &Answer) -> bool {
+    let passes = matches!(answer.status, StatusCode::TOO_MANY_REQUESTS | StatusCode::REQUEST_TIMEOUT);
+    answer.status.as_u16() < 500 && !passes && !answer.headers.contains_key(RETRY_AFTER)
 }
 
 fn kept(answer: &Answer) -> Option<request::Answer> {
@@ -176,7 +177,8 @@ mod tests {
         assert!(again.headers.contains_key("idempotency-replayed"));
         assert!(matches!(again.body, Body::Bytes(body) if body == b"{}"));
         for (status, keep) in [(201, true), (409, true), (408, false), (429, false), (500, false), (503, false)] {
-            assert_eq!(is_kept(StatusCode::from_u16(status).unwrap()), keep, "{status}");
+            assert_eq!(is_kept(&Answer::empty(StatusCode::from_u16(status).unwrap())), keep, "{status}");
         }
+        assert!(!is_kept(&Answer::empty(StatusCode::CONFLICT).retry_after(1)), "busy now, and not for good");
     }
 }

@@ -15,13 +15,14 @@ pub async fn offer(door: &Door, sku: &str) -> Result<Option<Offer>, Failure> {
     let Some(id) = door.runtime.view::<Inventory, _>(sku, product_of).await? else { return Ok(None) };
     let (sku, product_id) = (sku.to_owned(), id.clone());
     let look = move |state: &<Product as Entity>::State, _| {
-        if state.phase != product::Phase::Live || !state.content.published {
+        let content = state.in_force();
+        if state.phase != product::Phase::Live || !content.published {
             return None;
         }
-        let variant = state.content.variants.iter().find(|variant| variant.sku == sku)?;
+        let variant = content.variants.iter().find(|variant| variant.sku == sku)?;
         let title = match variant.options.is_empty() {
-            true => state.content.title.clone(),
-            false => format!("{} ({})", state.content.title, variant.options.join(", ")),
+            true => content.title.clone(),
+            false => format!("{} ({})", content.title, variant.options.join(", ")),
         };
         Some(Offer { product: product_id, title, price: variant.price })
     };

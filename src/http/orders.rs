@@ -166,7 +166,8 @@ pub async fn accepted(door: &Door, id: &str, token: Option<String>) -> Result<An
             Answer::json(StatusCode::ACCEPTED, &underway)?
         }
     };
-    Ok(answer.location(&format!("/api/orders/{id}")))
+    // What was written for it so far lies before the journal's end.
+    Ok(answer.location(&format!("/api/orders/{id}")).position(door.runtime.journal().highest()))
 }
 
 pub async fn create(door: Arc<Door>, request: Request) -> Result<Answer, Problem> {

@@ -157,6 +157,18 @@ impl Problem {
         Problem::new(StatusCode::UNAUTHORIZED, "unauthorized", "Send a valid token as Authorization: Bearer.").detail(detail)
     }
 
+    /// What cannot be read as a request at all.
+    pub fn unreadable(status: StatusCode) -> Self {
+        match status {
+            StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE | StatusCode::URI_TOO_LONG => Problem::new(
+                status,
+                "head-too-large",
+                "The request's head is too large. Send a shorter path, or less in headers.",
+            ),
+            _ => Problem::new(status, "not-http", "This cannot be read as an HTTP request."),
+        }
+    }
+
     pub fn bad_path() -> Self {
         Problem::new(StatusCode::BAD_REQUEST, "invalid-path", "The path is not percent-encoded UTF-8.")
     }

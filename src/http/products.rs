@@ -11,12 +11,10 @@ use super::answer::Answer;
 use super::problem::Problem;
 use super::request::{Query, Request, present};
 use crate::actors::{AskError, Failure, shown};
-use crate::domain::product::{Command, Content, Variant};
+use crate::domain::product::{Command, Content, SHOP_DEFAULT, Variant};
 use crate::domain::{CommandId, Entity, Money, Product, ids, product};
 use crate::read_models::{ProductQuery, ProductSort};
 
-/// The shop of everything for as long as there are no shops.
-const SHOP_DEFAULT: &str = "shop_default";
 /// How often a change is merged anew because somebody else was first.
 const MERGES_MAX: u32 = 8;
 const HANDLE_CHARS_MAX: usize = 80;
@@ -125,12 +123,34 @@ fn split(variants: Vec<VariantBody>) -> (Vec<Variant>, BTreeMap<String, u32>) {
     (variants.into_iter().map(variant).collect(), stock)
 }
 
-/// The readable part of an address: letters and digits of the title, joined by hyphens.
-fn slug(title: &str) -> String {
-    let words = title.split(|c: char| !c.is_alphanumeric()).filter(|word| !word.is_empty());
-    let joined = words.map(str::to_lowercase).collect::<Vec<_>>().join("-");
-    let short: String = joined.chars().take(HANDLE_CHARS_MAX).collect();
-    short.trim_end_matches('-').to_owned()
+/// The readable part of an address: letters and digits of the title, joined by hyphens. A title in another script gives
+/// none; then the product's id stands for it.
+fn slug(title: &str, id: &str) -> String {
+    let plain: String = title.to_lowercase().chars().map(plain).collect();
+    let words: Vec<&str> = plain.split(|c: char| !c.is_ascii_alphanumeric()).filter(|word| !word.is_empty()).collect();
+    let short: String = words.join("-").chars().take(HANDLE_CHARS_MAX).collect();
+    match short.trim_end_matches('-') {
+        "" => id.to_lowercase().replace('_', "-"),
+        slug => slug.to_owned(),
+    }
+}
+
+/// A lower-case Latin letter without its marks.
+fn plain(letter: char) -> char {
+    match letter {
+        'à'..='å' | 'ā' | 'ă' | 'ą' => 'a',
+        'ç' | 'ć' | 'č' => 'c',
+        'è'..='ë' | 'ē' | 'ę' | 'ě' => 'e',
+        'ì'..='ï' | 'ī' | 'ı' => 'i',
+        'ł' => 'l',
+        'ñ' | 'ń' | 'ň' => 'n',
+        'ò'..='ö' | 'ø' | 'ō' | 'ő' => 'o',
+        'ß' | 'ś' | 'š' | 'ş' => 's',
+        'ù'..='ü' | 'ū' | 'ů' | 'ű' => 'u',
+        'ý' | 'ÿ' => 'y',
+        'ź' | 'ż' | 'ž' => 'z',
+        other => other,
+    }
 }
 
 pub async fn list(door: Arc<Door>, request: Request) -> Result<Answer, Problem> {
@@ -191,9 +211,10 @@ async fn show(door: &Door, request: &Request, id: &str, status: StatusCode, hidd
 pub async fn create(door: Arc<Door>, request: Request) -> Result<Answer, Problem> {
     let body: ProductBody = request.json()?;
     let (variants, stock) = split(body.variants);
+    let id = request.new_id(ids::PRODUCT);
     let content = Content {
         shop: body.shop_id.unwrap_or_else(|| SHOP_DEFAULT.into()),
-        handle: body.handle.filter(|handle| !handle.is_empty()).unwrap_or_else(|| slug(&body.title)),
+        handle: body.handle.filter(|handle| !handle.is_empty()).unwrap_or_else(|| slug(&body.title, &id)),
         title: body.title,
         description: body.description,
         vendor: body.vendor,
@@ -204,7 +225,6 @@ pub async fn create(door: Arc<Door>, request: Request) -> Result<Answer, Problem
         variants,
         published: body.published,
     };
-    let id = request.new_id(ids::PRODUCT);
     let answered = door.runtime.ask::<Product>(&id, Command::Create { content, stock }, request.caller()?).await?;
     let answer = show(&door, &request, &id, StatusCode::CREATED, true).await?;
     Ok(answer.location(&format!("/api/products/{id}")).position(answered.position))
@@ -251,11 +271,13 @@ mod tests {
     fn a_handle_is_made_of_the_title() {
         for (title, handle) in [
             ("Summit Pro Harness", "summit-pro-harness"),
-            ("  Café & Küche!  ", "café-küche"),
-            ("!!!", ""),
+            ("  Café & Küche!  ", "cafe-kuche"),
+            ("İstanbul Çay", "i-stanbul-cay"),
+            ("فانوس", "prod-01x"),
+            ("!!!", "prod-01x"),
             (&"long ".repeat(40), &"long-".repeat(16)[..79]),
         ] {
-            assert_eq!(slug(title), handle);
+            assert_eq!(slug(title, "prod_01X"), handle);
         }
     }
 

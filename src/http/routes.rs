@@ -251,7 +251,8 @@ where
         body,
         credential,
         seed,
-        upgrade: head.upgrade,
+        // The answer to a HEAD ends with its head: nothing can follow on such a connection but HTTP.
+        upgrade: head.upgrade.filter(|_| head.method == Method::GET),
     };
     let Some(kept_as) = kept_as else { return (route.handler)(Arc::clone(door), request).await };
     let answer = match (route.handler)(Arc::clone(door), request).await {

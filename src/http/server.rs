@@ -26,15 +26,21 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
-use warp::Filter;
-use warp::http::{Request, Response, Version};
+use ulid::Ulid;
+use warp::http::{Request, Response, StatusCode, Version};
 use warp::hyper::body::{Body, Bytes, Frame, Incoming, SizeHint};
 use warp::hyper::service::Service;
+use warp::{Buf, Filter};
 
+use super::answer::Body as AnswerBody;
+use super::problem::{PROBLEM_JSON, Problem};
 use super::routes::{Head, answer};
 use super::{Config, Door};
 
 const BACKLOG: u32 = 4096;
+/// What the kernel may hold of an answer that its peer does not take. Left to itself it holds up to 4 MiB: thousands of
+/// stale events, sent to a slow browser before anybody notices that it is slow.
+const SEND_BUFFER_BYTES: u32 = 128 * 1024;
 /// How long the loop rests when the system has no more sockets to give.
 const ACCEPT_REST: Duration = Duration::from_millis(50);
 /// How exact a connection's clock is.
@@ -62,6 +68,8 @@ pub fn bind(address: SocketAddr) -> Result<TcpListener, ServeError> {
     let bind = || {
         let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
         socket.set_reuseaddr(true)?;
+        // Accepted connections inherit it.
+        socket.set_send_buffer_size(SEND_BUFFER_BYTES)?;
         socket.bind(address)?;
         socket.listen(BACKLOG)
     };
@@ -187,7 +195,7 @@ async fn converse<S, B>(
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
     let pulse = Arc::new(Pulse::new());
-    let io = TokioIo::new(Felt { stream, pulse: Arc::clone(&pulse) });
+    let io = TokioIo::new(Felt { stream, pulse: Arc::clone(&pulse), refusal: None });
     let service = Counted { service, pulse: Arc::clone(&pulse) };
     let mut connection = pin!(builder.serve_connection_with_upgrades(io, service));
     let mut farewell: Option<Instant> = None;
@@ -371,9 +379,14 @@ impl<B: Body + Unpin> Body for CountedBody<B> {
 }
 
 /// The socket, with the clock told of what passes.
+///
+/// A head that hyper cannot read never gets to the service: hyper refuses it by itself, with a status and nothing else.
+/// That refusal is recognised here on its way out, and leaves as a problem like every other.
 struct Felt {
     stream: TcpStream,
     pulse: Arc<Pulse>,
+    /// What is still to be sent in place of a bare refusal.
+    refusal: Option<Bytes>,
 }
 
 impl AsyncRead for Felt {
@@ -400,9 +413,53 @@ impl Felt {
     }
 }
 
+impl Felt {
+    /// Sends a problem in place of these bytes if they are a bare refusal; `None` if they are not.
+    fn refuse(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Option<Poll<io::Result<usize>>> {
+        if self.refusal.is_none() {
+            self.refusal = Some(refusal(bare_refusal(bytes)?));
+        }
+        let rest = self.refusal.as_mut()?;
+        while !rest.is_empty() {
+            match Pin::new(&mut self.stream).poll_write(cx, rest) {
+                Poll::Ready(Ok(0)) => return Some(Poll::Ready(Err(io::ErrorKind::WriteZero.into()))),
+                Poll::Ready(Ok(sent)) => rest.advance(sent),
+                other => return Some(other),
+            }
+        }
+        self.refusal = None;
+        Some(Poll::Ready(Ok(bytes.len())))
+    }
+}
+
+/// The status of a refusal that is not ours: ours bear the request's id.
+fn bare_refusal(bytes: &[u8]) -> Option<StatusCode> {
+    let named = |name: &[u8]| bytes.windows(name.len()).any(|window| window == name);
+    if !bytes.starts_with(b"HTTP/1.1 4") || !bytes.ends_with(b"\r\n\r\n") || named(b"x-request-id") {
+        return None;
+    }
+    StatusCode::from_bytes(bytes.get(9..12)?).ok()
+}
+
+fn refusal(status: StatusCode) -> Bytes {
+    let id = Ulid::new().to_string();
+    let body = match Problem::unreadable(status).into_answer(&id).body {
+        AnswerBody::Bytes(body) => body,
+        AnswerBody::Response(_) => Vec::new(),
+    };
+    let head = format!(
+        "HTTP/1.1 {status}\r\ncontent-type: {PROBLEM_JSON}\r\nx-request-id: {id}\r\ncontent-length: {}\r\nconnection: close\r\n\r\n",
+        body.len()
+    );
+    [head.into_bytes(), body].concat().into()
+}
+
 impl AsyncWrite for Felt {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        let polled = Pin::new(&mut self.stream).poll_write(cx, bytes);
+        let polled = match self.refuse(cx, bytes) {
+            Some(polled) => polled,
+            None => Pin::new(&mut self.stream).poll_write(cx, bytes),
+        };
         self.wrote(polled)
     }
 
@@ -411,7 +468,12 @@ impl AsyncWrite for Felt {
         cx: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let polled = Pin::new(&mut self.stream).poll_write_vectored(cx, slices);
+        let mut filled = slices.iter().filter(|slice| !slice.is_empty());
+        let only = if let (Some(only), None) = (filled.next(), filled.next()) { Some(only) } else { None };
+        let polled = match only.and_then(|only| self.refuse(cx, only)) {
+            Some(polled) => polled,
+            None => Pin::new(&mut self.stream).poll_write_vectored(cx, slices),
+        };
         self.wrote(polled)
     }
 
@@ -438,6 +500,16 @@ mod tests {
         let (head, body) = text.split_once("\r\n\r\n").unwrap();
         assert!(head.contains(&format!("content-length: {}", body.len())), "{}", body.len());
         assert!(serde_json::from_str::<serde_json::Value>(body).is_ok());
+    }
+
+    #[test]
+    fn only_a_refusal_that_is_not_ours_is_taken_for_one() {
+        let bare = b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
+        assert_eq!(bare_refusal(bare), Some(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE));
+        let ours: &[u8] = b"HTTP/1.1 404 Not Found\r\nx-request-id: a\r\ncontent-length: 9\r\n\r\n";
+        for other in [ours, b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n", b"HTTP/1.1 400 Bad", b""] {
+            assert_eq!(bare_refusal(other), None);
+        }
     }
 
     #[tokio::test(start_paused = true)]

@@ -5,8 +5,10 @@
 //!
 //! - Consecutive rows of one handle are one product. What concerns the product is read from its first row: title,
 //!   description, vendor, type, category, tags, names of options, published and status.
-//! - A handle that comes back after another product is refused, row by row, with the line of its first use. Merging it
-//!   would need the whole file in memory, and in real files it is usually a second product that was given the same name.
+//! - A handle that comes back after another product, with a title of its own, is another product that was given the same
+//!   name: its handle gets the first of the endings `-2`, `-3`, … that no product before it in the file has, with a note.
+//!   The same file always gives the same endings. Without a title such a row is refused, with the line of the handle's
+//!   first use: putting it to its product would need the whole file in memory.
 //! - `Title` / `Default Title` is Shopify's way to say that there are no options.
 //! - A row without option values, price and sku only adds an image: it is counted and passed over.
 //! - A blank sku is derived from the handle and the values of the options, e.g. `TREK-SHOES-41-DARK-BLUE`.
@@ -338,6 +340,16 @@ struct Draft {
     variant_lines: Vec<u64>,
     /// Its first row was refused: its other rows are passed over.
     refused: bool,
+    /// The handle of its rows, which its own may differ from by an ending.
+    written_handle: String,
+}
+
+/// Where a handle stands in the file.
+struct Used {
+    /// Of its first row.
+    line: u64,
+    /// The first ending that was not tried yet.
+    next_ending: u32,
 }
 
 pub struct Reader<R> {
@@ -345,8 +357,8 @@ pub struct Reader<R> {
     row: Row,
     header: Header,
     currency: Currency,
-    /// The line on which each handle was first used.
-    handles: HashMap<String, u64>,
+    /// The handles of the products so far.
+    handles: HashMap<String, Used>,
     /// The line of each sku.
     skus: HashMap<String, u64>,
     open: Option<Draft>,
@@ -409,7 +421,7 @@ impl<R: Read> Reader<R> {
             Err(fault) => return self.refuse_row(fault),
         };
 
-        let continues = self.open.as_ref().is_some_and(|draft| draft.product.content.handle == handle);
+        let continues = self.open.as_ref().is_some_and(|draft| draft.written_handle == handle);
         let draft = if continues { self.open.take() } else { None };
         let draft = match draft {
             Some(draft) => draft,
@@ -454,20 +466,13 @@ impl<R: Read> Reader<R> {
             return None;
         }
         let line = self.row.line;
-        if let Some(first) = self.handles.get(&handle) {
-            let handle = shown(&handle);
-            let reason = format!(
-                "`{handle}` was already used at line {first}; the rows of one product stand together, and another \
-                 product needs a handle of its own"
-            );
-            self.refuse_row(self.header.fault(Field::Handle, reason));
-            return None;
-        }
-        self.handles.insert(handle.clone(), line);
+        let own_handle = self.own_handle(&handle)?;
+        self.handles.insert(own_handle.clone(), Used { line, next_ending: 2 });
 
-        let content = Content { handle, ..Content::default() };
+        let content = Content { handle: own_handle, ..Content::default() };
         let product = ParsedProduct { line, content, stock: BTreeMap::new(), incomplete: false };
-        let mut draft = Draft { product, option_columns: Vec::new(), variant_lines: Vec::new(), refused: false };
+        let (option_columns, variant_lines) = (Vec::new(), Vec::new());
+        let mut draft = Draft { product, option_columns, variant_lines, refused: false, written_handle: handle };
         match read_first_row(&self.header, &self.row, &mut draft) {
             Ok(notes) => notes.into_iter().for_each(|(field, note)| self.note(field, note)),
             Err(fault) => {
@@ -477,6 +482,32 @@ impl<R: Read> Reader<R> {
             }
         }
         Some(draft)
+    }
+
+    /// The handle of the product that begins here: the one written, or one with an ending when that is taken; `None` when
+    /// the row does not say that it is another product.
+    fn own_handle(&mut self, handle: &str) -> Option<String> {
+        let Some(used) = self.handles.get(handle) else { return Some(handle.to_owned()) };
+        let (first, mut ending) = (used.line, used.next_ending);
+        if matches!(self.header.text(&self.row, Field::Title), Ok("")) {
+            let reason = format!(
+                "`{}` was already used at line {first}; the rows of one product stand together, and another product \
+                 needs a title of its own",
+                shown(handle)
+            );
+            self.refuse_row(self.header.fault(Field::Handle, reason));
+            return None;
+        }
+        while self.handles.contains_key(&format!("{handle}-{ending}")) {
+            ending += 1;
+        }
+        if let Some(used) = self.handles.get_mut(handle) {
+            used.next_ending = ending + 1;
+        }
+        let own = format!("{handle}-{ending}");
+        let note = format!("`{}` was already used at line {first}; this other product is `{}`", shown(handle), shown(&own));
+        self.note(Field::Handle, note);
+        Some(own)
     }
 
     /// Hands the open product out.
@@ -932,11 +963,40 @@ mod tests {
     }
 
     #[test]
-    fn a_handle_that_comes_back_is_refused_with_the_line_of_its_first_use() {
-        let seen = small(&["a,A,,,A,5,1", "b,B,,,B,5,1", "a,Another A,,,A-2,5,1", "a,,,,,,"]);
+    fn a_handle_that_comes_back_without_a_title_is_refused_with_the_line_of_its_first_use() {
+        let seen = small(&["a,A,Size,S,A,5,1", "b,B,,,B,5,1", "a,,,M,A-M,5,1", "a,,,,,,"]);
         assert_eq!(seen.products.iter().map(skus).collect::<Vec<_>>(), [["A"], ["B"]]);
-        assert_eq!((seen.errors.len(), seen.images), (1, 1));
+        assert_eq!((seen.errors.len(), seen.notes.len(), seen.images), (1, 0, 1));
         assert!(seen.errors[0].starts_with("line 4, Handle: `a` was already used at line 2"), "{}", seen.errors[0]);
+    }
+
+    #[test]
+    fn a_handle_that_comes_back_with_a_title_is_another_product_with_a_handle_of_its_own() {
+        let rows = [
+            "a,A,,,A,5,1",
+            "b,B,,,B,5,1",
+            "a,Another A,Size,S,,5,1",
+            "a,,,M,,5,1",
+            "a-3,Written so,,,X,5,1",
+            "a,A third A,,,Y,5,1",
+            "a-2,Taken by then,,,Z,5,1",
+        ];
+        let seen = small(&rows);
+        let handles: Vec<&str> = seen.products.iter().map(|product| product.content.handle.as_str()).collect();
+        assert_eq!(handles, ["a", "b", "a-2", "a-3", "a-4", "a-2-2"]);
+        assert_eq!(skus(&seen.products[2]), ["A-2-S", "A-2-M"], "its later rows follow it, and derived skus its own handle");
+        assert_eq!((seen.products[2].content.title.as_str(), seen.products[2].line), ("Another A", 4));
+        assert_eq!(seen.errors, [""; 0]);
+        assert_eq!(
+            seen.notes,
+            [
+                "line 4, Handle: `a` was already used at line 2; this other product is `a-2`",
+                "line 7, Handle: `a` was already used at line 2; this other product is `a-4`",
+                "line 8, Handle: `a-2` was already used at line 4; this other product is `a-2-2`",
+            ]
+        );
+        let again: Vec<Content> = small(&rows).products.into_iter().map(|product| product.content).collect();
+        assert_eq!(again, seen.products.into_iter().map(|product| product.content).collect::<Vec<_>>());
     }
 
     #[test]
@@ -998,7 +1058,9 @@ mod tests {
     #[test]
     fn what_a_message_shows_of_a_file_is_short_and_does_no_harm_to_a_terminal() {
         let evil = format!("\u{1b}[2J{}", "x".repeat(1000));
-        let seen = small(&[&format!("{evil},A,,,A,5,1"), "b,B,,,B,5,1", &format!("{evil},C,,,C,5,1")]);
+        let again = [format!("{evil},C,,,C,5,1"), "d,D,,,D,5,1".to_owned(), format!("{evil},,,,E,5,1")];
+        let seen = small(&[&format!("{evil},A,,,A,5,1"), "b,B,,,B,5,1", &again[0], &again[1], &again[2]]);
+        assert!(seen.notes[0].len() < 400 && !seen.notes[0].contains('\u{1b}'), "{:?}", seen.notes[0]);
         assert!(seen.errors[0].len() < 400 && !seen.errors[0].contains('\u{1b}'), "{:?}", seen.errors[0]);
         let header = format!("Handle,Title,Variant Price,{evil}\n");
         let reader = Reader::new(header.as_bytes(), Currency::EUR).unwrap();

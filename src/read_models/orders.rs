@@ -126,7 +126,9 @@ impl Orders {
                 | "order.payment.authorized"
                 | "order.payment.captured"
                 | "order.payment.capture_failed"
-                | "order.payment.voided" => continue,
+                | "order.payment.voided"
+                | "order.payment.refunded"
+                | "order.placed_again" => continue,
                 _ => return Err(brief.unknown(committed).into()),
             };
             let touched = self.touch(tree, committed)?;

@@ -861,3 +861,32 @@ async fn following_a_busy_shop() {
     models.close().await;
     println!("folder {} MB", folder_bytes(dir.path()) / 1_000_000);
 }
+
+/// The names of all events of a kind, as serde lists them.
+fn event_types<E: serde::de::DeserializeOwned>() -> Vec<String> {
+    let error = serde_json::from_str::<E>(r#"{"type":"?","data":{}}"#).err().unwrap().to_string();
+    let (_, listed) = error.split_once("expected one of ").unwrap();
+    listed.split('`').skip(1).step_by(2).map(str::to_owned).collect()
+}
+
+#[tokio::test]
+async fn no_event_that_the_domain_writes_is_unknown_here() {
+    let kinds = [
+        ("order", event_types::<order::Event>()),
+        ("product", event_types::<product::Event>()),
+        ("inventory", event_types::<inventory::Event>()),
+    ];
+    for (kind, event_type) in kinds.iter().flat_map(|(kind, types)| types.iter().map(move |event_type| (*kind, event_type))) {
+        let folder = tempfile::tempdir().unwrap();
+        let journal = Arc::new(VecJournal::new());
+        let models = ReadModels::open(folder.path(), journal.clone()).unwrap();
+        let payload = format!(r#"{{"events":[{{"type":"{event_type}","data":{{}}}}]}}"#);
+        let position = journal.put_raw(kind, "x", payload.leak());
+        models.reached(position, WAIT).await;
+        // Its data is nonsense here and may be refused; its name may not.
+        let fault = models.health().err().unwrap_or_default();
+        assert!(!fault.contains("unknown"), "{fault}");
+        models.close().await;
+    }
+    assert!(kinds.iter().all(|(_, types)| types.len() > 5), "{kinds:?}");
+}

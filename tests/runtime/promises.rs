@@ -274,6 +274,22 @@ async fn an_idle_entity_leaves_and_comes_back_as_it_was_with_and_without_its_sna
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_snapshot_is_written_every_so_many_records_and_more_rarely_for_a_heavy_entity() {
+    let dir = folder();
+    let node = Node::start(dir.path(), Config { snapshot_every: 10, ..Config::default() }).await;
+    for _ in 0..10 {
+        node.ask("a", Command::Add(1)).await.unwrap();
+    }
+    assert_eq!(node.runtime.counters().snapshots.get(), 1);
+    for _ in 0..990 {
+        node.ask("a", Command::Add(1)).await.unwrap();
+    }
+    // Each remembers the answers of all commands so far, so each weighs more than the one before.
+    let snapshots = node.runtime.counters().snapshots.get();
+    assert!((2..=20).contains(&snapshots), "{snapshots}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_look_at_what_never_was_leaves_nothing_behind() {
     let dir = folder();
     let node = Node::start(dir.path(), Config::default()).await;
