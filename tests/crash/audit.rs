@@ -2,13 +2,18 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::time::Duration;
 
 use bytes::Bytes;
 use serde_json::{Value, json};
-use souk::integrations::http_client::{Client, Header, Limits, Origin, bearer};
+use souk::integrations::http_client::{Client, Header, Limits, Origin, bearer, percent_encoded};
 
 use crate::node::until;
 use crate::shopper::{Memory, OrderMemory, STOCK, lines};
+
+/// How long the stock is waited for.
+const LOOKS_MAX: usize = 400;
+const LOOK_EVERY: Duration = Duration::from_millis(25);
 
 pub struct Auditor {
     origin: Origin,
@@ -149,17 +154,18 @@ impl Auditor {
     async fn audit_stock(&self, ends: &BTreeMap<String, End>, held: &BTreeMap<String, u64>) {
         for (sku, stock) in STOCK {
             let sold: u64 = ends.values().filter_map(|end| end.sold.get(sku)).sum();
-            let (mut item, held) = (Value::Null, held.get(sku).copied().unwrap_or(0));
-            for _ in 0..400 {
-                item = self.found(&format!("/api/inventory/{sku}"), &self.admin).await;
-                if item["reserved"] == 0 && item["held"].as_u64() == Some(held) && item["on_hand"].as_u64() == Some(stock - sold)
-                {
+            let held = held.get(sku).copied().unwrap_or(0);
+            let expected = json!([stock - sold, 0, held, stock - sold - held]);
+            let mut actual = Value::Null;
+            // What was cancelled a moment ago is still on its way back.
+            for _ in 0..LOOKS_MAX {
+                let item = self.found(&format!("/api/inventory/{sku}"), &self.admin).await;
+                actual = json!([item["on_hand"], item["reserved"], item["held"], item["available"]]);
+                if actual == expected {
                     break;
                 }
-                tokio::time::sleep(std::time::Duration::from_millis(25)).await;
+                tokio::time::sleep(LOOK_EVERY).await;
             }
-            let expected = json!([stock - sold, 0, held, stock - sold - held]);
-            let actual = json!([item["on_hand"], item["reserved"], item["held"], item["available"]]);
             assert_eq!(actual, expected, "{sku}: on hand, reserved, held, available");
         }
     }
@@ -171,6 +177,19 @@ impl Auditor {
 
     /// Every order that the node lists and that took money is one that a shopper was told of.
     pub async fn assert_nothing_invented(&self, ends: &BTreeMap<String, End>) {
+        // The list follows the journal a little behind.
+        until("the list has every order as it ended", || async {
+            let listed = self.list().await;
+            ends.iter().all(|(id, end)| listed.get(id) == Some(&end.status))
+        })
+        .await;
+        for (id, status) in self.list().await.iter().filter(|(_, status)| *status != "cancelled") {
+            assert!(ends.contains_key(id), "{id} is {status} and nobody was told");
+        }
+    }
+
+    /// Every order's status, as the operator's list has it.
+    async fn list(&self) -> BTreeMap<String, String> {
         let mut listed = BTreeMap::new();
         let mut cursor = String::new();
         loop {
@@ -179,15 +198,9 @@ impl Auditor {
                 listed.insert(order["id"].as_str().unwrap().to_owned(), order["status"].as_str().unwrap().to_owned());
             }
             match page["next_cursor"].as_str() {
-                Some(next) => cursor = format!("&cursor={}", souk::integrations::http_client::percent_encoded(next)),
-                None => break,
+                Some(next) => cursor = format!("&cursor={}", percent_encoded(next)),
+                None => return listed,
             }
-        }
-        for (id, end) in ends {
-            assert_eq!(listed.get(id), Some(&end.status), "{id} in the list");
-        }
-        for (id, status) in listed.iter().filter(|(_, status)| *status != "cancelled") {
-            assert!(ends.contains_key(id), "{id} is {status} and nobody was told");
         }
     }
 }

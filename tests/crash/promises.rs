@@ -1,3 +1,5 @@
+//! What the program promises whatever ends it.
+
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -11,7 +13,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use crate::audit::{Auditor, End};
-use crate::node::{DEADLINE, Node, run};
+use crate::node::{DEADLINE, Node, run, until};
 use crate::shopper::{Memory, Scene, Shopper, purchase};
 
 const ROUNDS: usize = 20;
@@ -93,8 +95,7 @@ async fn killed_at_any_moment_it_loses_nothing_that_it_said_and_ends_all_that_it
         }
         (node, origin) = Node::start(folder.path()).await;
         crowd.ends(origin.clone()).await;
-        let memory = crowd.memory.lock().unwrap();
-        let memory = std::mem::take(&mut *{ memory });
+        let memory = std::mem::take(&mut *crowd.memory.lock().unwrap());
         Auditor::new(origin.clone(), folder.path()).audit(&memory, &mut ends, round == ROUNDS).await;
         let (carts, orders) = (memory.carts.len(), memory.orders.len());
         println!(
@@ -120,7 +121,6 @@ async fn told_to_stop_under_load_it_answers_what_is_in_flight_and_exits_with_zer
     let mut random = fastrand::Rng::with_seed(seed());
     let (folder, node, origin) = opened().await;
     let mut crowd = Crowd::new(random.fork());
-    crowd.begins(origin.clone(), false);
     // Eight purchases that take as long as a purchase may: they are in flight when the word comes.
     let slow: Vec<_> = (0..8)
         .map(|n| {
@@ -130,8 +130,10 @@ async fn told_to_stop_under_load_it_answers_what_is_in_flight_and_exits_with_zer
             tokio::spawn(async move { client.post("/api/orders", &[], Bytes::from(body.to_string())).await })
         })
         .collect();
-    let auditor = Auditor::new(origin, folder.path());
-    auditor.until_waiting(8).await;
+    Auditor::new(origin.clone(), folder.path()).until_waiting(8).await;
+    crowd.begins(origin, false);
+    let memory = crowd.memory.clone();
+    until("the crowd is served", || async { memory.lock().unwrap().answers >= 50 }).await;
     node.tell_to_drain();
     for slow in slow {
         let answer = slow.await.unwrap().expect("what is in flight is answered");
@@ -209,7 +211,7 @@ async fn snapshots_and_read_models_can_be_deleted_and_nothing_is_lost() {
     let mut crowd = Crowd::new(random.fork());
     crowd.begins(origin.clone(), false);
     let memory = crowd.memory.clone();
-    crate::node::until("some have bought", || async { memory.lock().unwrap().orders.len() >= 30 }).await;
+    until("some have bought", || async { memory.lock().unwrap().orders.len() >= 30 }).await;
     crowd.ends(origin).await;
     node.tell_to_drain();
     assert_eq!(node.ends().await.code(), Some(0));
