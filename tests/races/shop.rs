@@ -109,7 +109,7 @@ pub fn draft(lines: &[(&str, u32)], token: &str) -> Draft {
         cart: None,
         lines: lines.iter().map(line).collect(),
         total: eur(PRICE * i64::from(units)),
-        email: None,
+        email: Some("ada@souk.test".into()),
         shipping_address: address(),
         payment: method(token),
     }
