@@ -158,10 +158,11 @@ impl<E: Entity> Actor for EntityActor<E> {
         message: Message<E>,
         entity: &mut Resident<E>,
     ) -> Result<(), ActorProcessingErr> {
-        if !entity.loaded
-            && let Err(error) = entity.load().await
-        {
-            return Err(entity.cannot_load(message, error));
+        if !entity.loaded {
+            if let Err(error) = entity.load().await {
+                return Err(entity.cannot_load(message, error));
+            }
+            entity.take_up(&myself);
         }
         let asked_to_leave = matches!(message, Message::Passivate);
         match message {
@@ -515,9 +516,7 @@ impl<E: Entity> Resident<E> {
         self.attempts.clear();
         self.loaded = false;
         self.load().await?;
-        let owed = E::owes(&self.state);
-        self.deliver(owed, myself);
-        self.schedule();
+        self.take_up(myself);
         Ok(())
     }
 
@@ -540,6 +539,14 @@ impl<E: Entity> Resident<E> {
     }
 
     // Conversing ----------------------------------------------------------------------------------------------------
+
+    /// Carries on what the journal says this entity owes and waits for. Whoever brought it to life, nobody else need know
+    /// of it: a former owner's last write can land after the agenda was read.
+    fn take_up(&mut self, myself: &ActorRef<Message<E>>) {
+        let owed = E::owes(&self.state);
+        self.deliver(owed, myself);
+        self.schedule();
+    }
 
     /// Posts what is owed durably and is not under way already.
     fn deliver(&mut self, owed: Vec<Debt<E>>, myself: &ActorRef<Message<E>>) {

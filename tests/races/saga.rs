@@ -2,12 +2,13 @@
 //! on to its last, and must end settled or undone in full every time.
 //!
 //! A fault is: a write that fails; a write that is stored though its writer hears otherwise; the process gone before a
-//! write is stored; the process gone after it was stored and before anybody heard. The client is one as it should be:
+//! write is stored; the process gone after it was stored and before anybody heard. Writes that were under way then may
+//! still land when the next process has begun, as those of a former owner do in a cluster. The client is one as it should be:
 //! it sends what was not answered again under the same command id, and sends what was answered once more as well.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use souk::actors::{AskError, Config};
 use souk::domain::order::{Reason, Status};
@@ -16,7 +17,7 @@ use souk::persistence::Journal;
 use tokio::sync::Notify;
 
 use crate::faulty;
-use crate::shop::{PRODUCT, Shop, checkout, guest, offer};
+use crate::shop::{DEADLINE, PRODUCT, Shop, checkout, guest, offer};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Fault {
@@ -111,6 +112,7 @@ impl Saga {
         E::Command: Clone,
     {
         let gone = self.gone.clone();
+        let began = Instant::now();
         loop {
             let answer = tokio::select! {
                 answer = self.shop.ask::<E>(id, command_id, command.clone()) => Some(answer),
@@ -119,7 +121,10 @@ impl Saga {
             match answer {
                 Some(Ok(reply)) => return Ok(reply),
                 Some(Err(AskError::Rejected(rejection))) => return Err(rejection),
-                Some(Err(AskError::Failed(_))) => tokio::time::sleep(Duration::from_millis(2)).await,
+                Some(Err(AskError::Failed(failure))) => {
+                    assert!(began.elapsed() < DEADLINE, "{command_id} of {id} is never answered: {failure}");
+                    tokio::time::sleep(Duration::from_millis(2)).await;
+                }
                 None => self.start_anew().await,
             }
         }

@@ -17,7 +17,7 @@ use crate::bank::Bank;
 use crate::faulty::Faulty;
 use crate::ledger::Ledger;
 
-pub const DEADLINE: Duration = Duration::from_secs(120);
+pub const DEADLINE: Duration = Duration::from_secs(60);
 pub const MINUTES: u64 = 60;
 /// Past the end of every hold.
 pub const PAST_HOLDS: Duration = Duration::from_secs(15 * MINUTES + 1);
@@ -217,8 +217,14 @@ impl Shop {
     {
         let mut states = BTreeMap::new();
         for id in ledger.ids(E::KIND) {
-            let state = self.runtime.view::<E, _>(&id, |state, _| state.clone()).await;
-            states.insert(id, state.unwrap_or_default());
+            // A write that fails takes those who look with it: they look again.
+            let state = loop {
+                match self.runtime.view::<E, _>(&id, |state, _| state.clone()).await {
+                    Ok(state) => break state,
+                    Err(_) => tokio::time::sleep(Duration::from_millis(2)).await,
+                }
+            };
+            states.insert(id, state);
         }
         states
     }

@@ -5,9 +5,11 @@ use std::sync::Arc;
 
 use souk::actors::AskError;
 use souk::domain::order::{Outcome, Reason, Status};
-use souk::domain::{Cart, Inventory, Order, cart, inventory, order};
+use souk::domain::{Inventory, Order, cart, inventory, order};
 
-use crate::shop::{Books, PAST_HOLDS, Shop, all_at_once, checkout, draft, until};
+use tokio::task::JoinHandle;
+
+use crate::shop::{PAST_HOLDS, Shop, all_at_once, draft, until};
 
 const CARTS: usize = 1_000;
 
@@ -87,35 +89,35 @@ async fn a_thousand_carts_checking_out_one_unit_at_once_make_one_paid_order_and_
     assert_eq!(books.payments.len(), 1, "nobody was even asked for money but the one");
 }
 
-/// Buys `quantity` with or without a cart; whoever does not pay is not waited for.
-async fn buy(shop: Arc<Shop>, name: String, quantity: u32, manner: Manner) {
+/// Buys `quantity` with or without a cart. Whoever does not pay hears only when the deadline has passed: the answer to
+/// come is given back.
+async fn buy(shop: Arc<Shop>, name: String, quantity: u32, manner: Manner) -> Option<JoinHandle<Outcome>> {
     let token = if manner == Manner::NeverPays { "tok_error" } else { "tok_ok" };
-    let order = format!("ord_{name}");
-    if name.ends_with('7') {
-        let place = order::Command::Place { draft: draft(&[("a", quantity)], token) };
-        if manner != Manner::NeverChecksOut {
-            let ask = async move { shop.ask::<Order>(&order, &order, place).await };
-            finish(ask, manner).await;
+    let (order, cart) = (format!("ord_{name}"), format!("cart_{name}"));
+    let is_direct = name.ends_with('7');
+    if !is_direct {
+        match shop.fill_cart(&cart, "a", quantity).await {
+            Ok(_) => {}
+            Err(AskError::Rejected(cart::Rejection::Short { .. })) => return None,
+            Err(other) => panic!("not a clean refusal: {other:?}"),
         }
-        return;
     }
-    let cart = format!("cart_{name}");
-    match shop.fill_cart(&cart, "a", quantity).await {
-        Ok(_) if manner != Manner::NeverChecksOut => {
-            let ask = async move { shop.ask::<Cart>(&cart, &order, checkout(&order, token, &["a"])).await };
-            finish(ask, manner).await;
+    if manner == Manner::NeverChecksOut {
+        return None;
+    }
+    let outcome = tokio::spawn(async move {
+        match is_direct {
+            true => shop.place(&order, draft(&[("a", quantity)], token)).await,
+            false => shop.check_out(&cart, &order, token, &["a"]).await,
         }
-        Ok(_) | Err(AskError::Rejected(cart::Rejection::Short { .. })) => {}
-        Err(other) => panic!("not a clean refusal: {other:?}"),
+    });
+    if manner == Manner::NeverPays {
+        return Some(outcome);
     }
-}
-
-/// An answer is awaited only when it can come before the deadlines pass.
-async fn finish<T: Send + 'static>(ask: impl Future<Output = T> + Send + 'static, manner: Manner) {
-    let asked = tokio::spawn(ask);
-    if manner == Manner::Pays {
-        asked.await.unwrap();
-    }
+    let outcome = outcome.await.unwrap();
+    let is_clean = matches!((outcome.status, &outcome.reason), (Status::Paid, None) | (_, Some(Reason::OutOfStock { .. })));
+    assert!(is_clean, "{outcome:?}");
+    None
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -133,7 +135,7 @@ async fn after_all_deadlines_what_is_sold_and_what_is_available_make_the_stock_t
     let mut random = fastrand::Rng::with_seed(seed);
     let shop = Shop::open().await;
     shop.stock("a", UNITS).await;
-    let mut sold_before = 0;
+    let (mut sold_before, mut asked_unpaid) = (0, 0);
     // What those who did not pay had to give back is sold to the buyers of the next wave.
     for wave in 0..3 {
         let buyers: Vec<_> = (0..10 * UNITS)
@@ -146,13 +148,19 @@ async fn after_all_deadlines_what_is_sold_and_what_is_available_make_the_stock_t
                 buy(shop.clone(), format!("{wave}_{n}"), random.u32(1..=4), manner)
             })
             .collect();
-        all_at_once(buyers).await;
-        until("every order that can be paid is", || async {
-            let books = shop.books().await;
-            books.orders.values().all(|order| order.draft.as_ref().unwrap().payment.token == "tok_error" || Books::ended(order))
+        let unpaid: Vec<_> = all_at_once(buyers).await.into_iter().flatten().collect();
+        asked_unpaid += unpaid.len();
+        until("nobody waits for anything but money", || async {
+            let orders = shop.books().await.orders;
+            let unpaid = orders.values().filter(|order| order.draft.as_ref().unwrap().payment.token == "tok_error");
+            unpaid.count() == asked_unpaid && orders.values().all(|order| order.status != Status::Pending)
         })
         .await;
         shop.passes_all_deadlines().await;
+        for outcome in unpaid {
+            let outcome = outcome.await.unwrap();
+            assert!(matches!(outcome.reason, Some(Reason::Unpaid | Reason::OutOfStock { .. })), "{outcome:?}");
+        }
         let books = shop.books().await;
         books.assert_balanced(&[("a", UNITS)]);
         let item = &books.items["a"];
@@ -175,7 +183,8 @@ async fn two_lines_of_one_sku_are_checked_together() {
     assert_eq!((short[0].requested, short[0].available), (6, 5));
     let place = order::Command::Place { draft: draft(&[("a", 3), ("a", 3)], "tok_ok") };
     let refused = shop.ask::<Order>("ord_2", "ord_2", place).await;
-    assert!(matches!(refused, Err(AskError::Rejected(order::Rejection::Invalid { .. }))), "{refused:?}");
+    let Err(AskError::Rejected(order::Rejection::Invalid { field, .. })) = refused else { panic!("{refused:?}") };
+    assert_eq!(field, "/lines/1/sku");
 
     // In a cart the second add is checked against what the first one has.
     shop.fill_cart("cart_1", "a", 3).await.unwrap();
