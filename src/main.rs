@@ -170,6 +170,8 @@ fn log_to_stderr(format: LogFormat, serving: bool) {
 
 // Serve -------------------------------------------------------------------------------------------------------------
 
+/// How long a start waits for lists and search to know all that the journal does.
+const LISTS_WAIT: Duration = Duration::from_secs(10);
 /// How long a drain may take in all.
 const DRAIN_DEADLINE: Duration = Duration::from_secs(30);
 
@@ -197,6 +199,9 @@ async fn serve(args: ServeArgs) -> Result<(), Failed> {
         io::stdout().flush()?;
     }
 
+    if !node.read_models.reached(node.runtime.journal().highest(), LISTS_WAIT).await {
+        tracing::warn!("the lists are still catching up with the journal; until then they show less");
+    }
     let door_config = http::Config {
         listen: args.listen,
         node_name: args.node_name,
