@@ -362,6 +362,34 @@ async fn a_debt_from_before_a_crash_is_delivered_without_anybody_asking() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_debt_that_a_former_owner_wrote_after_the_start_is_taken_up_by_whoever_comes_to_the_entity() {
+    let dir = folder();
+    let Node { runtime: former, faulty, embedded } = Node::start(dir.path(), Config::default()).await;
+    faulty.rule(|_| Fault::Stall);
+    let give = {
+        let former = former.clone();
+        let caller = Caller::new(CommandId::from("give"), "tester", "test");
+        let give = Command::Give { to: "b".into(), number: 1, amount: 5 };
+        tokio::spawn(async move { former.ask::<Tally>("a", give, caller).await })
+    };
+    until("its write is under way", || async { faulty.stalled() == 1 }).await;
+    give.abort();
+    drop(former);
+    let faulty_now = Faulty::over(embedded.clone());
+    let snapshots = Arc::new(Snapshots::open(&dir.path().join("snapshots-now")));
+    let journal: Arc<dyn Journal> = faulty_now.clone();
+    let runtime = builder(journal, snapshots, Config::default()).start().await.unwrap();
+    let now = Node { runtime, faulty: faulty_now, embedded: embedded.clone() };
+    // The new owner's agenda knows nothing of the write that lands now.
+    let before = embedded.highest();
+    faulty.heal();
+    until("it landed", || async { embedded.highest() > before }).await;
+    assert_eq!(now.state("a").await.giving.len(), 1);
+    until("it arrived", || async { now.state("b").await.total == 5 }).await;
+    until("and is no longer owed", || async { now.state("a").await.giving.is_empty() }).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn two_nodes_that_both_believe_they_own_an_entity_cannot_both_write() {
     let dir = folder();
     let (embedded, _) = Embedded::open(&dir.path().join("journal"), Options::default()).unwrap();
