@@ -159,7 +159,8 @@ fn failed(error: &dyn std::error::Error) -> ExitCode {
 }
 
 fn log_to_stderr(format: LogFormat, serving: bool) {
-    let default = if serving { "info" } else { "warn" };
+    // The store below the journal tells of its own housekeeping at this level.
+    let default = if serving { "info,fjall=warn,lsm_tree=warn" } else { "warn" };
     let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| default.into());
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
     match format {
