@@ -24,3 +24,7 @@ pub mod node;
 pub mod persistence;
 pub mod read_models;
 pub mod rehearse;
+
+/// Entities come and go by the thousand each second, which is what the system's allocator is worst at.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;

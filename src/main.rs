@@ -136,7 +136,12 @@ fn main() -> ExitCode {
         _ => LogFormat::Pretty,
     };
     log_to_stderr(format, matches!(cli.command, Command::Serve(_)));
-    let tokio = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+    let mut tokio = match &cli.command {
+        // Buyers on one thread take as little as can be from the server that they measure.
+        Command::Rehearse(_) => tokio::runtime::Builder::new_current_thread(),
+        _ => tokio::runtime::Builder::new_multi_thread(),
+    };
+    let tokio = match tokio.enable_all().build() {
         Ok(tokio) => tokio,
         Err(error) => return failed(&error),
     };

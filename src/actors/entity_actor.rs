@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use super::answers::{Answer, AnswerOf, Answers};
 use super::ask::{Answered, AskError, Caller, Failure};
 use super::conversation::{ATTEMPT, ATTEMPT_SLACK_MS, AnyAnswer, Attempt, Letter};
+use super::gate::Gate;
 use super::kind::Kind;
 use super::reply::{Outcome, ReplyTo};
 use super::retry::backoff_ms;
@@ -65,6 +66,7 @@ impl<E: Entity> Message<E> {
 
 pub struct Arguments<E: Entity> {
     pub kind: Arc<Kind<E>>,
+    pub gate: Arc<Gate>,
     pub key: EntityKey,
     pub id: Arc<str>,
 }
@@ -80,6 +82,7 @@ impl<E> Default for EntityActor<E> {
 /// What the actor holds while its entity is resident.
 pub struct Resident<E: Entity> {
     kind: Arc<Kind<E>>,
+    gate: Arc<Gate>,
     key: EntityKey,
     id: Arc<str>,
     loaded: bool,
@@ -184,9 +187,10 @@ impl<E: Entity> Actor for EntityActor<E> {
 }
 
 impl<E: Entity> Resident<E> {
-    fn new(Arguments { kind, key, id }: Arguments<E>) -> Self {
+    fn new(Arguments { kind, gate, key, id }: Arguments<E>) -> Self {
         Resident {
             kind,
+            gate,
             key,
             id,
             loaded: false,
@@ -498,6 +502,7 @@ impl<E: Entity> Resident<E> {
         }
         self.deliver(landed.owed, myself);
         self.schedule();
+        self.gate.set_at_rest(E::is_at_rest(&self.state));
     }
 
     /// Nobody knows what is on disk but the disk: everything speculative is dropped and read again.
@@ -546,6 +551,7 @@ impl<E: Entity> Resident<E> {
         let owed = E::owes(&self.state);
         self.deliver(owed, myself);
         self.schedule();
+        self.gate.set_at_rest(E::is_at_rest(&self.state));
     }
 
     /// Posts what is owed durably and is not under way already.

@@ -2,7 +2,7 @@
 //! whoever would send must first pass here.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering};
 
 use super::ask::Failure;
 use crate::domain::Timestamp;
@@ -10,6 +10,8 @@ use crate::domain::Timestamp;
 /// Messages between entities pass an entity's gate up to this multiple of the bound for outside callers, and do not
 /// count for the node: a purchase under way must never wait behind the commands that wait for it.
 const CONVERSATION_SHARE: usize = 16;
+/// How long an entity at rest stays unused in memory: somebody may look at what has just been concluded.
+const REST_MS: i64 = 1_000;
 
 /// Counts what waits for the whole node.
 #[derive(Debug, Default)]
@@ -28,6 +30,8 @@ impl NodeGate {
 pub struct Gate {
     waiting: AtomicUsize,
     last_used_ms: AtomicI64,
+    /// Said by the entity: nothing more is to be expected of it.
+    at_rest: AtomicBool,
     node: Arc<NodeGate>,
 }
 
@@ -47,7 +51,12 @@ pub struct Bounds {
 
 impl Gate {
     pub fn new(node: Arc<NodeGate>, now: Timestamp) -> Arc<Self> {
-        Arc::new(Gate { waiting: AtomicUsize::new(0), last_used_ms: AtomicI64::new(now.as_millis()), node })
+        Arc::new(Gate {
+            waiting: AtomicUsize::new(0),
+            last_used_ms: AtomicI64::new(now.as_millis()),
+            at_rest: AtomicBool::new(false),
+            node,
+        })
     }
 
     /// Admits a caller from outside.
@@ -79,8 +88,14 @@ impl Gate {
         self.waiting.load(Ordering::Acquire)
     }
 
-    pub fn idle_ms(&self, now: Timestamp) -> i64 {
-        now.as_millis() - self.last_used_ms.load(Ordering::Relaxed)
+    pub fn set_at_rest(&self, at_rest: bool) {
+        self.at_rest.store(at_rest, Ordering::Relaxed);
+    }
+
+    /// Whether nobody waits and it was not used for `idle_ms`, or for [`REST_MS`] when it is at rest.
+    pub fn may_leave(&self, idle_ms: i64, now: Timestamp) -> bool {
+        let span_ms = if self.at_rest.load(Ordering::Relaxed) { idle_ms.min(REST_MS) } else { idle_ms };
+        self.waiting() == 0 && now.as_millis() - self.last_used_ms.load(Ordering::Relaxed) >= span_ms
     }
 }
 
@@ -111,6 +126,21 @@ mod tests {
         assert_eq!((a.waiting(), b.waiting(), node.waiting()), (2, 1, 3), "a refusal leaves no trace");
         drop(first);
         assert!(a.admit(BOUNDS, now).is_ok());
+    }
+
+    #[test]
+    fn an_entity_at_rest_leaves_sooner_and_never_while_somebody_waits() {
+        let start = Timestamp::default();
+        let gate = Gate::new(Arc::default(), start);
+        let leaves = |after_ms| gate.may_leave(60_000, start.plus_ms(after_ms));
+        assert_eq!((leaves(59_999), leaves(60_000)), (false, true));
+        gate.set_at_rest(true);
+        assert_eq!((leaves(REST_MS - 1), leaves(REST_MS)), (false, true));
+        assert!(gate.may_leave(0, start), "a full memory does not wait");
+        let waits = gate.admit(BOUNDS, start).unwrap();
+        assert!(!leaves(60_000));
+        drop(waits);
+        assert!(leaves(60_000));
     }
 
     #[test]

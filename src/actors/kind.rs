@@ -143,7 +143,7 @@ impl<E: Entity> Kind<E> {
     /// Starts the entity's actor. Whoever calls has been admitted: an actor without a seat would never leave.
     fn activate(self: &Arc<Self>, id: Arc<str>, gate: Arc<Gate>) -> Result<Seat<E>, Failure> {
         let supervisor = self.supervisor.get().ok_or(Failure::Draining)?.clone();
-        let arguments = Arguments { kind: self.clone(), key: EntityKey::new(E::KIND, &id), id };
+        let arguments = Arguments { kind: self.clone(), gate: gate.clone(), key: EntityKey::new(E::KIND, &id), id };
         let (actor, _starting) = ActorRuntime::spawn_linked_instant(None, EntityActor::<E>::default(), arguments, supervisor)
             .map_err(|error| {
                 tracing::error!(kind = E::KIND, %error, "an entity's actor cannot be started");
@@ -273,8 +273,7 @@ impl<E: Entity> AnyKind for KindHandle<E> {
         self.0.places.retain(|_, place| !matches!(place, Place::Restarting { until } if now.since_ms(*until) > DEATHS_WITHIN_MS));
         for place in self.0.places.iter() {
             if let Place::Resident(seat) = &*place
-                && seat.gate.waiting() == 0
-                && seat.gate.idle_ms(now) >= idle_ms
+                && seat.gate.may_leave(idle_ms, now)
             {
                 let _ = seat.actor.send_message(Message::Passivate);
             }

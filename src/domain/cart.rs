@@ -424,6 +424,11 @@ impl Entity for Cart {
         }
     }
 
+    fn is_at_rest(state: &State) -> bool {
+        let is_over = matches!(state.phase, Phase::CheckedOut { .. } | Phase::Merged { .. } | Phase::Deleted);
+        is_over && Self::owes(state).is_empty()
+    }
+
     fn owes(state: &State) -> Vec<Debt<Self>> {
         let asks = state.lines.iter().filter_map(|(sku, line)| Some(state.ask_debt(sku, line.asked.as_ref()?)));
         let releases = state.releasing.iter().filter(|(sku, _)| !state.lines.contains_key(*sku));

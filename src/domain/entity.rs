@@ -46,6 +46,11 @@ pub trait Entity: Sized + Send + Sync + 'static {
     fn elapse() -> Option<Self::Command> {
         None
     }
+
+    /// Whether nothing more is to be expected of it: it is then let out of memory soon after its last use.
+    fn is_at_rest(_state: &Self::State) -> bool {
+        false
+    }
 }
 
 /// What `decide` may know besides the state and the command.

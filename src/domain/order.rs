@@ -350,6 +350,10 @@ impl Entity for Order {
         }
     }
 
+    fn is_at_rest(state: &State) -> bool {
+        state.is_concluded() && Self::owes(state).is_empty()
+    }
+
     fn owes(state: &State) -> Vec<Debt<Self>> {
         let Some(draft) = &state.draft else { return Vec::new() };
         let lines = draft.lines.iter().zip(&state.stock);

@@ -229,6 +229,10 @@ impl Entity for Payment {
         }
     }
 
+    fn is_at_rest(state: &State) -> bool {
+        !matches!(state.phase, Phase::Absent | Phase::Authorized) && Self::owes(state).is_empty()
+    }
+
     fn owes(state: &State) -> Vec<Debt<Self>> {
         let (Some(amount), Some(method)) = (state.amount, &state.method) else { return Vec::new() };
         let (id, step, request) = match state.phase {

@@ -111,6 +111,10 @@ impl Entity for Request {
         }
     }
 
+    fn is_at_rest(state: &State) -> bool {
+        state.answer.is_some()
+    }
+
     fn evolve(state: &mut State, event: &Event) {
         match event {
             Event::Begun { fingerprint, seed } => {

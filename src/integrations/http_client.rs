@@ -8,17 +8,18 @@
 //! It must never interpret an answer: a 503 is an answer like any other, and whether to try again is the caller's rule.
 
 use std::fmt::{self, Write as _};
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::FutureExt;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HOST, HeaderMap, HeaderName, HeaderValue};
 use hyper::{Method, Request, StatusCode};
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
-use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 /// The largest answer that is read.
@@ -125,12 +126,39 @@ pub struct Client {
 
 struct Connection {
     sender: SendRequest<Full<Bytes>>,
-    driver: JoinHandle<()>,
+    /// Moves the bytes, as part of whoever waits for them: a task of its own would cost two changes of task a request.
+    driver: http1::Connection<TokioIo<TcpStream>, Full<Bytes>>,
 }
 
-impl Drop for Connection {
-    fn drop(&mut self) {
-        self.driver.abort();
+impl Connection {
+    /// Whether the other side has closed it while nobody was looking.
+    fn is_closed(&mut self) -> bool {
+        (&mut self.driver).now_or_never().is_some() || self.sender.is_closed()
+    }
+
+    /// Sends a request and reads its answer; also says whether the connection can be used again.
+    async fn exchange(&mut self, request: Request<Full<Bytes>>) -> Result<(Answer, bool), Failure> {
+        let Connection { sender, driver } = self;
+        let mut answered = pin!(async {
+            if let Err(error) = sender.ready().await {
+                return Err(Failure { error: error.into(), never_sent: true });
+            }
+            let response = sender.try_send_request(request).await.map_err(|mut failed| {
+                let never_sent = failed.take_message().is_some();
+                Failure { error: failed.into_error().into(), never_sent }
+            })?;
+            let (parts, body) = response.into_parts();
+            let body = Limited::new(body, ANSWER_BYTES_MAX).collect().await;
+            let body = body.map_err(|error| ClientError::Body { reason: error.to_string() })?.to_bytes();
+            Ok(Answer { status: parts.status, headers: parts.headers, body })
+        });
+        tokio::select! {
+            biased;
+            answer = &mut answered => return Ok((answer?, true)),
+            // Its error reaches the exchange itself.
+            _ = driver => {}
+        }
+        Ok((answered.await?, false))
     }
 }
 
@@ -191,8 +219,8 @@ impl Client {
     ) -> Result<Answer, ClientError> {
         let harmless_twice =
             method == Method::GET || method == Method::DELETE || headers.iter().any(|(name, _)| *name == IDEMPOTENCY_KEY);
-        if let Some(connection) = self.connection.take()
-            && !connection.sender.is_closed()
+        if let Some(mut connection) = self.connection.take()
+            && !connection.is_closed()
         {
             let request = self.request(&method, path, headers, body.clone())?;
             match self.attempt(connection, request).await {
@@ -208,21 +236,9 @@ impl Client {
     }
 
     async fn attempt(&mut self, mut connection: Connection, request: Request<Full<Bytes>>) -> Result<Answer, Failure> {
-        if let Err(error) = connection.sender.ready().await {
-            return Err(Failure { error: error.into(), never_sent: true });
-        }
-        let response = match connection.sender.try_send_request(request).await {
-            Ok(response) => response,
-            Err(mut failed) => {
-                let never_sent = failed.take_message().is_some();
-                return Err(Failure { error: failed.into_error().into(), never_sent });
-            }
-        };
-        let (parts, body) = response.into_parts();
-        let body = Limited::new(body, ANSWER_BYTES_MAX).collect().await;
-        let body = body.map_err(|error| ClientError::Body { reason: error.to_string() })?.to_bytes();
-        self.connection = Some(connection);
-        Ok(Answer { status: parts.status, headers: parts.headers, body })
+        let (answer, reusable) = connection.exchange(request).await?;
+        self.connection = reusable.then_some(connection);
+        Ok(answer)
     }
 
     async fn connect(&self) -> Result<Connection, ClientError> {
@@ -239,10 +255,6 @@ impl Client {
         let nodelay = stream.set_nodelay(true);
         nodelay.map_err(|source| ClientError::Connect { authority: authority.to_owned(), source })?;
         let (sender, driver) = http1::Builder::new().max_buf_size(HEADERS_BYTES_MAX).handshake(TokioIo::new(stream)).await?;
-        let driver = tokio::spawn(async move {
-            // Its error reaches whoever waits for an answer; there is nobody else to tell.
-            let _ = driver.await;
-        });
         Ok(Connection { sender, driver })
     }
 

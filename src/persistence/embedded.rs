@@ -332,13 +332,22 @@ impl Store {
         Ok(Some((first + u64::from(head.count) - 1, head.wake)))
     }
 
+    /// Most entities that are asked for the first time are new, and to look one key up is far cheaper than to seek.
+    fn has_first(&self, entity: &EntityKey) -> Result<bool, ReadError> {
+        self.entities.contains_key(record_key(entity, 1)).map_err(|e| from_engine(entity.as_str(), e))
+    }
+
     fn read(&self, entity: &EntityKey, from: Version, limit: usize) -> Result<Vec<Batch>, ReadError> {
         let engine = |e| from_engine(entity.as_str(), e);
         let end = record_key(entity, Version::MAX);
         // The batch that holds `from` may begin before it.
         let mut start = record_key(entity, 0);
         let mut next_version = 1;
-        if from > 1 {
+        if from <= 1 {
+            if !self.has_first(entity)? {
+                return Ok(Vec::new());
+            }
+        } else {
             let before = self.entities.range(start.clone()..=record_key(entity, from)).next_back();
             let Some(before) = before else {
                 return match self.newest(entity)? {
@@ -1105,13 +1114,8 @@ impl Writer {
     }
 
     fn newest(&self, append: &Append) -> Result<Option<(Version, i64)>, ReadError> {
-        // Most entities that nobody knows are new, and a lookup of the first batch is far cheaper than a seek.
-        if append.expected == 0 {
-            let first = record_key(&append.entity, 1);
-            let exists = self.store.entities.contains_key(first).map_err(|e| from_engine(append.entity.as_str(), e))?;
-            if !exists {
-                return Ok(None);
-            }
+        if append.expected == 0 && !self.store.has_first(&append.entity)? {
+            return Ok(None);
         }
         self.store.newest(&append.entity)
     }
