@@ -374,7 +374,12 @@ where
     let event: E = read.event().map_err(|error| error.to_string())?;
     let id = record["subject"].as_str().ok_or("no subject")?;
     let command = CommandId::from(&*read.causation);
-    let cause = Cause { command: &command, correlation: &read.correlation, asker: &read.asker, time: read.time };
+    let cause = Cause {
+        command: &command,
+        correlation: &read.correlation,
+        asker: &read.asker,
+        time: Timestamp::parse(&read.time).unwrap(),
+    };
     survives("", record, &stored(&EntityKey::new(kind, id), read.version, cause, &event))
 }
 

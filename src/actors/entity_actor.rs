@@ -101,6 +101,8 @@ pub struct Resident<E: Entity> {
     attempts: HashMap<String, Attempt>,
     /// What the agenda was told.
     scheduled: Option<Timestamp>,
+    /// Writes that failed since the last one that landed.
+    failed_writes: u32,
     snapshot: Written,
 }
 
@@ -173,7 +175,7 @@ impl<E: Entity> Actor for EntityActor<E> {
             Message::View(look) => entity.on_view(look),
             Message::Heard { debt, answer, hear } => entity.on_heard(&debt, answer, hear)?,
             Message::Landed(Ok(position)) => entity.on_landed(position, &myself),
-            Message::Landed(Err(error)) => entity.on_not_landed(error, &myself).await?,
+            Message::Landed(Err(error)) => entity.on_not_landed(error).await?,
             Message::Wake => entity.on_wake(&myself)?,
             Message::Passivate => entity.forget_expired(),
         }
@@ -204,6 +206,7 @@ impl<E: Entity> Resident<E> {
             deferred: HashMap::new(),
             attempts: HashMap::new(),
             scheduled: None,
+            failed_writes: 0,
             snapshot: Written::default(),
         }
     }
@@ -491,6 +494,7 @@ impl<E: Entity> Resident<E> {
 
     fn on_landed(&mut self, position: Position, myself: &ActorRef<Message<E>>) {
         self.position = position;
+        self.failed_writes = 0;
         let Some(landed) = self.in_flight.take() else {
             return;
         };
@@ -506,8 +510,12 @@ impl<E: Entity> Resident<E> {
     }
 
     /// Nobody knows what is on disk but the disk: everything speculative is dropped and read again.
-    async fn on_not_landed(&mut self, error: AppendError, myself: &ActorRef<Message<E>>) -> Result<(), ActorProcessingErr> {
-        tracing::warn!(entity = %self.key, %error, "a write failed; the entity comes back from the journal");
+    async fn on_not_landed(&mut self, error: AppendError) -> Result<(), ActorProcessingErr> {
+        self.failed_writes += 1;
+        // Once for each entity: a store that is full fails them all, again and again.
+        if self.failed_writes == 1 {
+            tracing::warn!(entity = %self.key, %error, "a write failed; the entity comes back from the journal");
+        }
         self.kind.shared.counters.failed_writes.add(1);
         let failure = Failure::from(error);
         let behind = self.pending.take().map(|pending| pending.waiters).unwrap_or_default();
@@ -518,10 +526,9 @@ impl<E: Entity> Resident<E> {
         for (_, caller) in self.deferred.drain().flat_map(|(_, callers)| callers) {
             caller.fail(Failure::Unknown("a write of this entity failed".into()));
         }
-        self.attempts.clear();
         self.loaded = false;
         self.load().await?;
-        self.take_up(myself);
+        self.take_up_later(self.kind.shared.clock.now().plus_ms(backoff_ms(self.failed_writes)));
         Ok(())
     }
 
@@ -552,6 +559,17 @@ impl<E: Entity> Resident<E> {
         self.deliver(owed, myself);
         self.schedule();
         self.gate.set_at_rest(E::is_at_rest(&self.state));
+    }
+
+    /// The same, but not before the store had time to recover: the answers to what is owed would have to be written too.
+    fn take_up_later(&mut self, not_before: Timestamp) {
+        let owed = E::owes(&self.state);
+        self.attempts.retain(|id, _| owed.iter().any(|debt| debt.id == *id));
+        for debt in owed {
+            let attempt = self.attempts.entry(debt.id).or_insert(Attempt { tries: 0, again_at: not_before });
+            attempt.again_at = attempt.again_at.max(not_before);
+        }
+        self.schedule_from(not_before);
     }
 
     /// Posts what is owed durably and is not under way already.

@@ -227,7 +227,7 @@ pub struct EventShown<'a, D: Serialize> {
     #[serde(rename = "type")]
     pub event_type: &'a str,
     pub subject: &'a str,
-    pub time: Timestamp,
+    pub time: &'a str,
     pub entityversion: Version,
     pub data: D,
 }
@@ -238,7 +238,7 @@ pub struct HistoryShown {
     pub version: Version,
     #[serde(rename = "type")]
     pub event_type: String,
-    pub time: Timestamp,
+    pub time: String,
     pub data: Box<RawValue>,
     pub asked_by: String,
 }
@@ -251,7 +251,7 @@ pub fn event(kind: &str, id: &str, record: &Record<'_>) -> Result<Box<RawValue>,
         source: "/souk",
         event_type: &record.event_type,
         subject: id,
-        time: record.time,
+        time: &record.time,
         entityversion: record.version,
         data: data(kind, record)?,
     })
@@ -261,7 +261,7 @@ pub fn history(kind: &str, record: &Record<'_>) -> Result<HistoryShown, serde_js
     Ok(HistoryShown {
         version: record.version,
         event_type: record.event_type.to_string(),
-        time: record.time,
+        time: record.time.to_string(),
         data: data(kind, record)?,
         asked_by: record.asker.to_string(),
     })

@@ -334,7 +334,8 @@ impl From<Failure> for Problem {
             Failure::SetAside => unavailable("set-aside", "This needs an operator's hand first. Nothing was done.", 60),
             Failure::Restarting => unavailable("restarting", "This is coming back from a failure. Try again in a moment.", 1),
             Failure::NotWritten(why) => {
-                tracing::error!(%why, "a write failed");
+                // The journal has told the operator, once; this is told once for each request.
+                tracing::debug!(%why, "a write failed");
                 Problem::new(
                     StatusCode::SERVICE_UNAVAILABLE,
                     "not-written",

@@ -93,7 +93,9 @@ pub async fn serve_on(listener: TcpListener, door: Door, shutdown: impl Future<O
     let mut connections = JoinSet::new();
     let mut shutdown = pin!(shutdown);
     door.opened();
-    tracing::info!(address = ?listener.local_addr().ok(), "listening");
+    if let Ok(address) = listener.local_addr() {
+        tracing::info!(%address, "listening");
+    }
 
     loop {
         tokio::select! {

@@ -138,7 +138,9 @@ pub struct AnswerIn<'a> {
 /// One event in its envelope.
 #[derive(Debug, Deserialize)]
 pub struct Record<'a> {
-    pub time: Timestamp,
+    /// As it was written: a replay has no use for it, and to read it would cost more than all the rest.
+    #[serde(borrow)]
+    pub time: Cow<'a, str>,
     #[serde(rename = "entityversion")]
     pub version: Version,
     #[serde(borrow, rename = "causationid")]
