@@ -96,6 +96,10 @@ struct ServeArgs {
     #[arg(long, value_name = "RECORDS", default_value_t = 100, value_parser = clap::value_parser!(u64).range(1..), env = "SOUK_SNAPSHOT_EVERY")]
     snapshot_every: u64,
 
+    /// Read the whole journal back first, and refuse to start if any of it is damaged
+    #[arg(long, env = "SOUK_CHECK_JOURNAL")]
+    check_journal: bool,
+
     /// How log lines are written; RUST_LOG says which
     #[arg(long, value_enum, default_value_t = LogFormat::Pretty, env = "SOUK_LOG_FORMAT")]
     log_format: LogFormat,
@@ -190,7 +194,11 @@ async fn serve(args: ServeArgs) -> Result<(), Failed> {
         snapshot_every: args.snapshot_every,
         ..actors::Config::default()
     };
-    let node = Node::open(&folder, config).await?;
+    let mut journal = Options::default();
+    if args.check_journal {
+        journal.verify_batches = usize::MAX;
+    }
+    let node = Node::open(&folder, journal, config).await?;
     let token = admin_token(&folder, args.admin_token)?;
     // Taken before anything is said of it: port 0 asks the system for a free one.
     let listener = http::server::bind(args.listen)?;
@@ -314,7 +322,7 @@ async fn import(args: ImportArgs) -> Result<ExitCode, Failed> {
     let report = match args.destination() {
         Destination::Node { url } => args.into_node(url).await?,
         Destination::DataFolder(path) => {
-            let node = Node::open(&DataFolder::open(path)?, actors::Config::default()).await.map_err(|error| {
+            let node = Node::open(&DataFolder::open(path)?, Options::default(), actors::Config::default()).await.map_err(|error| {
                 format!("{error}. If a node is running on this folder, import into it with --url and --token.")
             })?;
             let report = args.into_catalogue(node.catalogue()).await;

@@ -80,8 +80,8 @@ pub struct Node {
 }
 
 impl Node {
-    pub async fn open(folder: &DataFolder, config: Config) -> Result<Node, NodeError> {
-        let (journal, report) = Embedded::open(&folder.journal(), Options::default())?;
+    pub async fn open(folder: &DataFolder, journal: Options, config: Config) -> Result<Node, NodeError> {
+        let (journal, report) = Embedded::open(&folder.journal(), journal)?;
         for repair in &report.repairs {
             tracing::warn!("the journal was repaired: {repair}");
         }

@@ -348,6 +348,10 @@ async fn a_flipped_byte_in_a_table_is_noticed() {
                 }
                 drop(stream);
                 journal.close();
+                if seen < written {
+                    let all = Options { verify_batches: usize::MAX, ..options.clone() };
+                    assert!(Embedded::open(dir.path(), all).is_err(), "whoever has all of it checked does not start on this");
+                }
             }
         }
     }
