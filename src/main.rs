@@ -322,9 +322,10 @@ async fn import(args: ImportArgs) -> Result<ExitCode, Failed> {
     let report = match args.destination() {
         Destination::Node { url } => args.into_node(url).await?,
         Destination::DataFolder(path) => {
-            let node = Node::open(&DataFolder::open(path)?, Options::default(), actors::Config::default()).await.map_err(|error| {
-                format!("{error}. If a node is running on this folder, import into it with --url and --token.")
-            })?;
+            let node =
+                Node::open(&DataFolder::open(path)?, Options::default(), actors::Config::default()).await.map_err(|error| {
+                    format!("{error}. If a node is running on this folder, import into it with --url and --token.")
+                })?;
             let report = args.into_catalogue(node.catalogue()).await;
             node.close(DRAIN_DEADLINE).await;
             report?

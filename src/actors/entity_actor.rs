@@ -41,9 +41,13 @@ pub type Waiter = Box<dyn FnOnce(Result<Position, Failure>) + Send>;
 
 type Look<E> = Box<dyn FnOnce(Result<(&<E as Entity>::State, Version), Failure>) -> Waiter + Send>;
 
+/// Shown each new state until it has seen what it waits for; what it returns then runs once that state is durable.
+pub type Watch<E> = Box<dyn FnMut(&<E as Entity>::State, Version) -> Option<Waiter> + Send>;
+
 pub enum Message<E: Entity> {
     Command(Box<CommandMessage<E>>),
     View(Look<E>),
+    Watch { until: Instant, watch: Watch<E> },
     Heard { debt: String, answer: AnyAnswer, hear: Hear<E> },
     Landed(Result<Position, AppendError>),
     Wake,
@@ -99,6 +103,8 @@ pub struct Resident<E: Entity> {
     /// Callers of commands that were told to wait, with the moment when they no longer do.
     deferred: HashMap<CommandId, Vec<(Instant, ReplyTo<E>)>>,
     attempts: HashMap<String, Attempt>,
+    /// Who waits to see something, and until when.
+    watches: Vec<(Instant, Watch<E>)>,
     /// What the agenda was told.
     scheduled: Option<Timestamp>,
     /// Writes that failed since the last one that landed.
@@ -170,14 +176,19 @@ impl<E: Entity> Actor for EntityActor<E> {
             entity.take_up(&myself);
         }
         let asked_to_leave = matches!(message, Message::Passivate);
+        let version = entity.version;
         match message {
             Message::Command(message) => entity.on_command(*message)?,
             Message::View(look) => entity.on_view(look),
+            Message::Watch { until, watch } => entity.on_watch(until, watch),
             Message::Heard { debt, answer, hear } => entity.on_heard(&debt, answer, hear)?,
             Message::Landed(Ok(position)) => entity.on_landed(position, &myself),
             Message::Landed(Err(error)) => entity.on_not_landed(error).await?,
             Message::Wake => entity.on_wake(&myself)?,
             Message::Passivate => entity.forget_expired(),
+        }
+        if entity.version != version {
+            entity.show_to_watches();
         }
         entity.write_pending(&myself)?;
         // An entity that was never written is only somebody's wrong id: it does not stay.
@@ -205,6 +216,7 @@ impl<E: Entity> Resident<E> {
             in_flight: None,
             deferred: HashMap::new(),
             attempts: HashMap::new(),
+            watches: Vec::new(),
             scheduled: None,
             failed_writes: 0,
             snapshot: Written::default(),
@@ -430,11 +442,31 @@ impl<E: Entity> Resident<E> {
             callers.retain(|(until, _)| *until >= now);
             !callers.is_empty()
         });
+        self.watches.retain(|(until, _)| *until >= now);
     }
 
     fn on_view(&mut self, look: Look<E>) {
         let waiter = look(Ok((&self.state, self.version)));
         self.wait_until_durable(waiter);
+    }
+
+    fn on_watch(&mut self, until: Instant, mut watch: Watch<E>) {
+        match watch(&self.state, self.version) {
+            Some(waiter) => self.wait_until_durable(waiter),
+            None => self.watches.push((until, watch)),
+        }
+    }
+
+    fn show_to_watches(&mut self) {
+        let now = Instant::now();
+        let mut seen = Vec::new();
+        self.watches.retain_mut(|(until, watch)| {
+            let waiter = watch(&self.state, self.version);
+            let goes_on = waiter.is_none() && *until >= now;
+            seen.extend(waiter);
+            goes_on
+        });
+        seen.into_iter().for_each(|waiter| self.wait_until_durable(waiter));
     }
 
     fn answer_when_durable(&mut self, reply: ReplyTo<E>, answer: Result<E::Reply, E::Rejection>) {
@@ -519,7 +551,7 @@ impl<E: Entity> Resident<E> {
         self.kind.shared.counters.failed_writes.add(1);
         let failure = Failure::from(error);
         let behind = self.pending.take().map(|pending| pending.waiters).unwrap_or_default();
-        let beside = self.in_flight.take().map(|in_flight| in_flight.waiters).unwrap_or_default();
+        let (beside, last) = self.in_flight.take().map(|in_flight| (in_flight.waiters, in_flight.last)).unwrap_or_default();
         for waiter in behind.into_iter().chain(beside) {
             waiter(Err(failure.clone()));
         }
@@ -528,6 +560,10 @@ impl<E: Entity> Resident<E> {
         }
         self.loaded = false;
         self.load().await?;
+        if self.version >= last {
+            // It was stored after all.
+            self.failed_writes = 0;
+        }
         self.take_up_later(self.kind.shared.clock.now().plus_ms(backoff_ms(self.failed_writes)));
         Ok(())
     }

@@ -3,6 +3,7 @@
 use std::any::Any;
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Instant;
 
 use dashmap::DashMap;
 use dashmap::mapref::entry::Entry;
@@ -10,7 +11,7 @@ use ractor::{ActorCell, ActorId, ActorRef, ActorRuntime};
 
 use super::ask::{AskError, Caller, Failure};
 use super::conversation::{Letter, Port};
-use super::entity_actor::{Arguments, EntityActor, Message};
+use super::entity_actor::{Arguments, EntityActor, Message, Watch};
 use super::gate::{Gate, Permit};
 use super::reply::{Outcome, ReplyTo};
 use super::retry::backoff_ms;
@@ -100,6 +101,21 @@ impl<E: Entity> Kind<E> {
             })
         };
         actor.send_message(Message::View(Box::new(guarded))).map_err(|_| Failure::Restarting)
+    }
+
+    /// Shows each new state to `watch` until it returns something, which then runs as for [`Kind::look`].
+    pub fn watch(self: &Arc<Self>, id: &str, until: Instant, mut watch: Watch<E>) -> Result<(), Failure> {
+        let (actor, permit) = self.enter(id, Origin::Outside)?;
+        let mut permit = Some(permit);
+        let guarded: Watch<E> = Box::new(move |state, version| {
+            let then = watch(state, version)?;
+            let permit = permit.take();
+            Some(Box::new(move |durable| {
+                then(durable);
+                drop(permit);
+            }))
+        });
+        actor.send_message(Message::Watch { until, watch: guarded }).map_err(|_| Failure::Restarting)
     }
 
     /// The entity's actor, made if need be, and leave to wait for it.

@@ -4,7 +4,7 @@ use std::any::TypeId;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ractor::{Actor, ActorCell};
 use serde::Serialize;
@@ -15,13 +15,14 @@ use super::agenda::Agenda;
 use super::ask::{ASK_TIMEOUT, AskError, Caller, Failure};
 use super::clock::Clock;
 use super::conversation::{Letter, OutsidePort, Port};
+use super::entity_actor::Watch;
 use super::gate::{Bounds, NodeGate};
 use super::kind::{AnyKind, Kind, KindHandle, Origin};
 use super::reply::Outcome;
 use super::supervisor::{KindSupervisor, Root};
 use crate::domain::{Entity, EveryKind, Outside, Timestamp};
 use crate::integrations::Integration;
-use crate::persistence::{EntityKey, Journal, ReadError, Snapshots, Version, Wake};
+use crate::persistence::{EntityKey, Journal, Position, ReadError, Snapshots, Version, Wake};
 
 /// How the runtime behaves.
 #[derive(Debug, Clone, Copy)]
@@ -274,6 +275,35 @@ impl Runtime {
             })
         })?;
         match tokio::time::timeout(ASK_TIMEOUT, heard).await {
+            Ok(Ok(seen)) => seen,
+            Ok(Err(_)) => Err(Failure::Died),
+            Err(_) => Err(Failure::TimedOut),
+        }
+    }
+
+    /// Waits until `look` has seen what it looks for in a state of this entity, at most for `timeout`. What it saw is
+    /// durable, as of the position given, when this returns.
+    pub async fn watch<E: Entity, T: Send + 'static>(
+        &self,
+        id: &str,
+        timeout: Duration,
+        mut look: impl FnMut(&E::State, Version) -> Option<T> + Send + 'static,
+    ) -> Result<(T, Position), Failure> {
+        let kind = self.kind::<E>()?;
+        let (tell, heard) = oneshot::channel();
+        let mut tell = Some(tell);
+        let watch: Watch<E> = Box::new(move |state, version| {
+            if tell.as_ref().is_none_or(oneshot::Sender::is_closed) {
+                return Some(Box::new(|_| ()));
+            }
+            let seen = look(state, version)?;
+            let tell = tell.take()?;
+            Some(Box::new(move |durable| {
+                let _ = tell.send(durable.map(|position| (seen, position)));
+            }))
+        });
+        kind.watch(id, Instant::now() + timeout, watch)?;
+        match tokio::time::timeout(timeout, heard).await {
             Ok(Ok(seen)) => seen,
             Ok(Err(_)) => Err(Failure::Died),
             Err(_) => Err(Failure::TimedOut),

@@ -1,6 +1,7 @@
 //! Carts, from the first item to the checkout.
 
 use std::collections::BTreeMap;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,6 +23,8 @@ use crate::domain::{Cart, Entity, Money, ids};
 /// How soon a checkout is asked for again that met a cart in the middle of a change.
 const BUSY_REST: Duration = Duration::from_millis(10);
 const BUSY_RESTS_MAX: u32 = 50;
+/// By then a checkout that is refused has been.
+const REFUSAL_WAIT: Duration = Duration::from_millis(2);
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -167,8 +170,19 @@ pub async fn checkout(door: Arc<Door>, request: Request) -> Result<Answer, Probl
         prices,
     };
     let caller = request.caller()?;
-    let asked = check_out(&door, id, command, caller);
-    match within(door.config.settle_wait, asked).await {
+    let mut asked = pin!(within(door.config.settle_wait, check_out(&door, id, command, caller)));
+    // A refusal comes at once. Whoever still waits looks at the order itself; how it failed, if it fails, the cart tells,
+    // which can then be used again.
+    let answered = tokio::select! {
+        biased;
+        answered = &mut asked => answered,
+        () = tokio::time::sleep(REFUSAL_WAIT) => tokio::select! {
+            biased;
+            answered = &mut asked => answered,
+            Ok(answer) = orders::when_paid(&door, &order) => return Ok(answer),
+        },
+    };
+    match answered {
         Some(Ok(answered)) => {
             let Reply::Concluded(outcome) = answered.reply else {
                 return Err(Problem::internal("a checkout got the answer to something else", &format_args!("cart {id}")));

@@ -157,6 +157,18 @@ pub async fn concluded(door: &Door, outcome: Outcome, token: Option<String>, pos
     Ok(answer.location(&format!("/api/orders/{}", outcome.order)).position(position))
 }
 
+/// Waits for the order to be paid, and answers with it. For whoever waits for the end of a purchase anyway: to be paid is
+/// seen here a write before the cart hears of it.
+pub async fn when_paid(door: &Door, id: &str) -> Result<Answer, Problem> {
+    let own_id = id.to_owned();
+    let look = move |state: &<Order as Entity>::State, version| {
+        let order = shown::order(&own_id, state).filter(|order| order.status == Status::Paid)?;
+        Some((Answer::json(StatusCode::CREATED, &order), version))
+    };
+    let ((answer, version), position) = door.runtime.watch::<Order, _>(id, door.config.settle_wait, look).await?;
+    Ok(answer?.etag(version).location(&format!("/api/orders/{id}")).position(position))
+}
+
 /// The answer to a purchase that takes longer.
 pub async fn accepted(door: &Door, id: &str, token: Option<String>) -> Result<Answer, Problem> {
     let answer = match look(door, id, StatusCode::ACCEPTED, token.clone()).await? {

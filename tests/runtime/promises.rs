@@ -216,6 +216,33 @@ async fn all_that_is_decided_while_a_write_is_in_flight_goes_out_as_the_next_wri
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn who_watches_sees_the_first_state_that_shows_it_and_only_when_it_is_durable() {
+    let dir = folder();
+    let node = Arc::new(Node::start(dir.path(), Config::default()).await);
+    let watching = {
+        let node = node.clone();
+        let full = |state: &State, _| (state.total >= 2).then_some(state.total);
+        tokio::spawn(async move { node.runtime.watch::<Tally, _>("a", DEADLINE, full).await })
+    };
+    node.ask("a", Command::Add(1)).await.unwrap();
+    node.faulty.rule(|_| Fault::Stall);
+    let second = {
+        let node = node.clone();
+        tokio::spawn(async move { node.ask("a", Command::Add(1)).await })
+    };
+    until("the second is under way", || async { node.faulty.stalled() == 1 }).await;
+    assert!(!watching.is_finished(), "it is decided, and not durable");
+    node.faulty.heal();
+    assert_eq!(second.await.unwrap(), Ok(2));
+    let (total, position) = watching.await.unwrap().unwrap();
+    assert_eq!((total, position), (2, node.embedded.highest()));
+
+    let never = node.runtime.watch::<Tally, _>("a", Duration::from_millis(20), |_, _| None::<()>);
+    assert_eq!(within(never).await, Err(Failure::TimedOut));
+    assert_eq!(within(node.runtime.watch::<Tally, _>("a", DEADLINE, |_, version| Some(version))).await.unwrap().0, 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn when_a_write_fails_all_in_and_behind_it_hear_so_and_the_entity_starts_anew_from_the_journal() {
     let dir = folder();
     let node = Arc::new(Node::start(dir.path(), Config::default()).await);
