@@ -92,7 +92,7 @@ impl Gate {
         self.at_rest.store(at_rest, Ordering::Relaxed);
     }
 
-    /// Whether nobody waits and it was not used for `idle_ms`, or for [`REST_MS`] when it is at rest.
+    /// Whether nobody waits and it was not used for `idle_ms`, or for `REST_MS` when it is at rest.
     pub fn may_leave(&self, idle_ms: i64, now: Timestamp) -> bool {
         let span_ms = if self.at_rest.load(Ordering::Relaxed) { idle_ms.min(REST_MS) } else { idle_ms };
         self.waiting() == 0 && now.as_millis() - self.last_used_ms.load(Ordering::Relaxed) >= span_ms
