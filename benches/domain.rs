@@ -4,7 +4,7 @@
 use std::hint::black_box;
 
 use criterion::{Criterion, criterion_group, criterion_main};
-use souk::domain::order::{Address, Draft, Line, Owner};
+use souk::domain::order::{Address, Contact, Draft, Line, Owner};
 use souk::domain::payment::Method;
 use souk::domain::{CommandId, Context, Currency, Entity, Inventory, Money, Order, Timestamp, inventory, order};
 
@@ -65,20 +65,23 @@ fn purchase(criterion: &mut Criterion) {
         lines: vec![Line {
             sku: text("SKU-1"),
             product: text("prod_1"),
+            shop: None,
             title: text("A thing"),
             quantity: 1,
             unit_price: price,
             total: price,
         }],
         total: price,
-        email: Some(text("shopper@souk.test")),
-        shipping_address: Address {
-            name: text("A Shopper"),
-            line1: text("1 Market Street"),
-            line2: None,
-            city: text("Marrakesh"),
-            postal_code: text("40000"),
-            country: text("MA"),
+        contact: Contact::Plain {
+            email: Some(text("shopper@souk.test")),
+            shipping_address: Address {
+                name: text("A Shopper"),
+                line1: text("1 Market Street"),
+                line2: None,
+                city: text("Marrakesh"),
+                postal_code: text("40000"),
+                country: text("MA"),
+            },
         },
         payment: Method { provider: text("sandbox"), token: text("tok_ok") },
     };

@@ -34,6 +34,8 @@ const ORDER: &str = "ord_01M7XTJD39HAVHP9G020ZF53AX";
 const PAYMENT: &str = "pay_01M7XTJD39HAVHP9G020ZF53AX";
 const PRODUCT: &str = "prod_01M7XTJ72XFBZWPK91BJAAFXTS";
 const REQUEST: &str = "2c26b46b68ffc68ff99b453c1d30413413422d706483bfa0f98a5e886266e7ae";
+const SHOP: &str = "shop_01M7XTJ72XFBZWPK91BJAAFXTS";
+const USER: &str = "usr_01M7XTJ72XFBZWPK91BJAAFXTS";
 const SKU: &str = "LANTERN-S";
 const CORRELATION: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
 
@@ -118,6 +120,11 @@ fn method() -> payment::Method {
     payment::Method { provider: "sandbox".into(), token: "tok_ok".into() }
 }
 
+fn contact() -> order::Contact {
+    let sealed = order::SealedContact { key: "guests-2026-11-21".into(), sealed: "c2VhbGVk".into() };
+    order::Contact::Sealed { contact: sealed }
+}
+
 fn draft() -> order::Draft {
     order::Draft {
         owner: owner(),
@@ -125,21 +132,14 @@ fn draft() -> order::Draft {
         lines: vec![order::Line {
             sku: SKU.into(),
             product: PRODUCT.into(),
+            shop: Some(SHOP.into()),
             title: "Copper Lantern (Small)".into(),
             quantity: 2,
             unit_price: euros(4_900),
             total: euros(9_800),
         }],
         total: euros(9_800),
-        email: Some("ada@example.com".into()),
-        shipping_address: order::Address {
-            name: "Ada Example".into(),
-            line1: "1 Main Street".into(),
-            line2: Some("Second floor".into()),
-            city: "Paris".into(),
-            postal_code: "75001".into(),
-            country: "FR".into(),
-        },
+        contact: contact(),
         payment: method(),
     }
 }
@@ -149,7 +149,7 @@ fn declined() -> order::Reason {
 }
 
 fn offer() -> cart::Offer {
-    cart::Offer { product: PRODUCT.into(), title: "Copper Lantern (Small)".into(), price: euros(4_900) }
+    cart::Offer { product: PRODUCT.into(), shop: Some(SHOP.into()), title: "Copper Lantern (Small)".into(), price: euros(4_900) }
 }
 
 fn handed_over() -> Vec<cart::HandedOver> {
@@ -257,6 +257,7 @@ fn order_samples() -> Vec<Sample> {
         Cancelled { .. } => "order.cancelled", Cancelled { reason: order::Reason::OutOfStock { short } };
         Shipped { .. } => "order.shipped", Shipped { shipment };
         Refunded { .. } => "order.refunded", Refunded { total: euros(9_800) };
+        Claimed { .. } => "order.claimed", Claimed { user: USER.into(), contact: contact() };
     ])
 }
 

@@ -85,6 +85,9 @@ pub struct Line {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Offer {
     pub product: String,
+    /// Who sells it; offers that are older than shops have none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shop: Option<String>,
     pub title: String,
     pub price: Money,
 }
@@ -161,8 +164,7 @@ pub enum Command {
     Checkout {
         order: String,
         payment: super::payment::Method,
-        shipping_address: order::Address,
-        email: Option<String>,
+        contact: order::Contact,
         expected_total: Option<Money>,
         prices: BTreeMap<String, Money>,
     },
@@ -317,8 +319,8 @@ impl Entity for Cart {
             }
             Command::Merge { from } => turn.merge(from, context),
             Command::HandOver { into } => turn.hand_over(into),
-            Command::Checkout { order, payment, shipping_address, email, expected_total, prices } => {
-                let terms = Terms { order, payment, shipping_address, email, expected_total, prices };
+            Command::Checkout { order, payment, contact, expected_total, prices } => {
+                let terms = Terms { order, payment, contact, expected_total, prices };
                 turn.check_out(terms, context)
             }
             Command::Delete => turn.delete(),
@@ -512,8 +514,7 @@ impl Line {
 struct Terms {
     order: String,
     payment: payment::Method,
-    shipping_address: order::Address,
-    email: Option<String>,
+    contact: order::Contact,
     expected_total: Option<Money>,
     prices: BTreeMap<String, Money>,
 }
@@ -636,16 +637,16 @@ impl State {
         for (sku, line) in &self.lines {
             let (unit_price, quantity) = (line.offer.price, line.quantity);
             let total = unit_price.times(quantity).map_err(too_large)?;
-            let (sku, product, title) = (sku.clone(), line.offer.product.clone(), line.offer.title.clone());
-            lines.push(order::Line { sku, product, title, quantity, unit_price, total });
+            let Offer { product, shop, title, price: _ } = line.offer.clone();
+            lines.push(order::Line { sku: sku.clone(), product, shop, title, quantity, unit_price, total });
         }
         let currency = self.currency().ok_or(Rejection::Empty)?;
         let total = Money::sum(currency, lines.iter().map(|line| line.total)).map_err(too_large)?;
         if let Some(expected) = terms.expected_total.filter(|expected| *expected != total) {
             return Err(Rejection::TotalDiffers { expected, actual: total });
         }
-        let Terms { payment, shipping_address, email, .. } = terms;
-        Ok(order::Draft { owner, cart: Some(self.id.clone()), lines, total, email, shipping_address, payment })
+        let Terms { payment, contact, .. } = terms;
+        Ok(order::Draft { owner, cart: Some(self.id.clone()), lines, total, contact, payment })
     }
 
     fn ask_debt(&self, sku: &str, asked: &Asked) -> Debt<Cart> {
@@ -883,7 +884,7 @@ impl Turn {
             return Err(Rejection::Busy);
         }
         let owner = self.state.owner.clone().filter(|_| !lines.is_empty()).ok_or(Rejection::Empty)?;
-        check_contact(&owner, &terms)?;
+        terms.contact.check(&owner).map_err(|(field, message)| invalid(field, message))?;
         let command = context.command.clone();
         let changes = self.state.price_changes(&terms.prices);
         if !changes.is_empty() {
@@ -932,11 +933,6 @@ impl Turn {
         self.emit(Event::Deleted);
         Ok(self.now(Reply::Deleted))
     }
-}
-
-fn check_contact(owner: &order::Owner, terms: &Terms) -> Result<(), Rejection> {
-    order::check_email(owner, terms.email.as_deref()).map_err(|message| invalid("/email", message))?;
-    terms.shipping_address.check().map_err(|(field, message)| invalid(format!("/shipping_address/{field}"), message))
 }
 
 #[cfg(test)]

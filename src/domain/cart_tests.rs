@@ -6,7 +6,7 @@ use crate::domain::testing::{Given, Live, Then, at, command_id, eur, given};
 const DAY: i64 = 24 * 60 * MINUTE_MS;
 
 fn offer() -> Offer {
-    Offer { product: "prod".to_owned(), title: "Cup".to_owned(), price: eur(100) }
+    Offer { product: "prod".to_owned(), shop: None, title: "Cup".to_owned(), price: eur(100) }
 }
 
 fn add(sku: &str, quantity: u32) -> Command {
@@ -77,8 +77,7 @@ fn checkout_at(price: i64) -> Command {
     Command::Checkout {
         order: "ord_1".to_owned(),
         payment: payment::Method { provider: "sandbox".to_owned(), token: "tok".to_owned() },
-        shipping_address: address(),
-        email: None,
+        contact: order::Contact::Plain { email: None, shipping_address: address() },
         expected_total: None,
         prices: BTreeMap::from([("a".to_owned(), eur(price))]),
     }
@@ -375,7 +374,8 @@ fn changed_prices_are_told_once_and_then_borne() {
 fn faulty_terms_are_refused_with_the_place_of_the_fault() {
     let spoil = |spoil: fn(&mut order::Address, &mut Option<String>, &mut Option<Money>)| {
         let mut command = checkout_at(100);
-        if let Command::Checkout { shipping_address, email, expected_total, .. } = &mut command {
+        if let Command::Checkout { contact: order::Contact::Plain { shipping_address, email }, expected_total, .. } = &mut command
+        {
             spoil(shipping_address, email, expected_total);
         }
         command

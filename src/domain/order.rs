@@ -47,10 +47,30 @@ pub struct Address {
     pub country: String,
 }
 
+/// Whom an order is for and where it goes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Contact {
+    /// Checked, then sealed at the door: what is personal is in the journal only so, and is gone with its key.
+    Sealed { contact: SealedContact },
+    /// As orders were placed before contacts were sealed.
+    Plain { email: Option<String>, shipping_address: Address },
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SealedContact {
+    /// Whose key opens it.
+    pub key: String,
+    pub sealed: String,
+}
+
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Line {
     pub sku: String,
     pub product: String,
+    /// Who sells it; lines that are older than shops have none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shop: Option<String>,
     pub title: String,
     pub quantity: u32,
     pub unit_price: Money,
@@ -65,8 +85,8 @@ pub struct Draft {
     /// At most one line for each sku.
     pub lines: Vec<Line>,
     pub total: Money,
-    pub email: Option<String>,
-    pub shipping_address: Address,
+    #[serde(flatten)]
+    pub contact: Contact,
     pub payment: Method,
 }
 
@@ -185,6 +205,11 @@ pub enum Command {
         carrier: String,
         tracking_number: Option<String>,
     },
+    /// A guest's order becomes that of an account, with the contact under the account's key.
+    Claim {
+        user: String,
+        contact: Contact,
+    },
     HeardReserved {
         sku: String,
     },
@@ -220,6 +245,7 @@ pub enum Reply {
     Concluded(Outcome),
     Cancelled,
     Shipped,
+    Claimed,
     Noted,
 }
 
@@ -237,6 +263,8 @@ pub enum Rejection {
     InPayment,
     #[error("only a paid order can be shipped; this one is {status:?}")]
     NotShippable { status: Status },
+    #[error("the order belongs to an account already")]
+    NotClaimable,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -281,6 +309,13 @@ pub enum Event {
     /// The money went back and the stock with it.
     #[serde(rename = "order.refunded")]
     Refunded { total: Money },
+    /// It was a guest's, and is an account's now.
+    #[serde(rename = "order.claimed")]
+    Claimed {
+        user: String,
+        #[serde(flatten)]
+        contact: Contact,
+    },
 }
 
 impl Entity for Order {
@@ -298,6 +333,7 @@ impl Entity for Order {
             Command::Place { draft } => return state.place(draft, context),
             Command::Cancel { reason } => return state.cancel(reason),
             Command::Ship { carrier, tracking_number } => return state.ship(carrier, tracking_number, context),
+            Command::Claim { user, contact } => return state.claim(user, contact),
             _ => {}
         }
         let mut turn = Turn::on(state);
@@ -344,6 +380,12 @@ impl Entity for Order {
                 state.shipments.push(shipment.clone());
             }
             Event::Refunded { .. } => state.status = Status::Refunded,
+            Event::Claimed { user, contact } => {
+                if let Some(draft) = &mut state.draft {
+                    draft.owner = Owner::Account { user: user.clone() };
+                    draft.contact = contact.clone();
+                }
+            }
         }
         if state.is_concluded() {
             state.waiting.clear();
@@ -453,7 +495,7 @@ impl State {
                 draft.check()?;
                 Ok(Decision::later(vec![Event::Created { id, command, draft, placed_at: context.now }]))
             }
-            Some(placed) if *placed != draft => Err(Rejection::Exists),
+            Some(placed) if !placed.is_same_purchase(&draft) => Err(Rejection::Exists),
             Some(_) if self.is_concluded() => Ok(Decision::now(Vec::new(), Reply::Concluded(self.outcome()))),
             Some(_) if self.waiting.contains(&command) => Ok(Decision::later(Vec::new())),
             Some(_) => Ok(Decision::later(vec![Event::PlacedAgain { command }])),
@@ -492,6 +534,16 @@ impl State {
         }
     }
 
+    /// Whoever asks has shown the guest's token. Asked again by the same account it is claimed already.
+    fn claim(&self, user: String, contact: Contact) -> Result<Decision<Order>, Rejection> {
+        match self.draft.as_ref().map(|draft| &draft.owner) {
+            None => Err(Rejection::Unknown),
+            Some(Owner::Guest { .. }) => Ok(Decision::now(vec![Event::Claimed { user, contact }], Reply::Claimed)),
+            Some(Owner::Account { user: owner }) if *owner == user => Ok(Decision::now(Vec::new(), Reply::Claimed)),
+            Some(Owner::Account { .. }) => Err(Rejection::NotClaimable),
+        }
+    }
+
     /// The event that an answer or the clock leaves; `None` for one that comes late or twice.
     fn note(&self, command: Command, now: Timestamp) -> Option<Event> {
         let line_is = |sku: &str, stock: Stock| self.line(sku) == Some(stock);
@@ -518,7 +570,7 @@ impl State {
                 let over = self.awaits_payment() && now >= self.placed_at.plus_ms(UNPAID_MS);
                 (over, Event::Cancelled { reason: Reason::Unpaid })
             }
-            Command::Place { .. } | Command::Cancel { .. } | Command::Ship { .. } => return None,
+            Command::Place { .. } | Command::Cancel { .. } | Command::Ship { .. } | Command::Claim { .. } => return None,
         };
         event.0.then_some(event.1)
     }
@@ -661,6 +713,11 @@ fn invalid(field: impl Into<String>, message: impl Into<String>) -> Rejection {
 }
 
 impl Draft {
+    /// Whether another draft asks for the same. Its seal may be another one, and it may have been claimed since.
+    fn is_same_purchase(&self, other: &Draft) -> bool {
+        (&self.cart, &self.lines, self.total, &self.payment) == (&other.cart, &other.lines, other.total, &other.payment)
+    }
+
     fn check(&self) -> Result<(), Rejection> {
         if !(1..=LINES_MAX).contains(&self.lines.len()) {
             return Err(invalid("/lines", format!("must be 1 to {LINES_MAX}")));
@@ -676,13 +733,21 @@ impl Draft {
         if total != Ok(self.total) {
             return Err(invalid("/total", "must be the sum of the lines, in their one currency"));
         }
-        check_email(&self.owner, self.email.as_deref()).map_err(|message| invalid("/email", message))?;
-        self.shipping_address.check().map_err(|(field, message)| invalid(format!("/shipping_address/{field}"), message))
+        self.contact.check(&self.owner).map_err(|(field, message)| invalid(field, message))
+    }
+}
+
+impl Contact {
+    /// The first field that is wrong, and why. What is sealed was checked before.
+    pub fn check(&self, owner: &Owner) -> Result<(), (String, String)> {
+        let Contact::Plain { email, shipping_address } = self else { return Ok(()) };
+        check_email(owner, email.as_deref()).map_err(|message| ("/email".to_owned(), message.to_owned()))?;
+        shipping_address.check().map_err(|(field, message)| (format!("/shipping_address/{field}"), message))
     }
 }
 
 /// A guest has no account to look at: the confirmation must have somewhere to go.
-pub fn check_email(owner: &Owner, email: Option<&str>) -> Result<(), &'static str> {
+fn check_email(owner: &Owner, email: Option<&str>) -> Result<(), &'static str> {
     match (email, owner) {
         (None, Owner::Guest { .. }) => Err("a guest must give one"),
         (Some(email), _) if !email.contains('@') || email.chars().count() > Address::FIELD_CHARS_MAX => Err("is not an address"),
@@ -709,7 +774,7 @@ impl Address {
     pub const FIELD_CHARS_MAX: usize = 255;
 
     /// The first field that is wrong, and why.
-    pub fn check(&self) -> Result<(), (&'static str, String)> {
+    fn check(&self) -> Result<(), (&'static str, String)> {
         let needed = [("name", &self.name), ("line1", &self.line1), ("city", &self.city), ("postal_code", &self.postal_code)];
         let optional = self.line2.as_ref().map(|line2| ("line2", line2));
         for (field, text) in needed.into_iter().chain(optional) {

@@ -5,6 +5,7 @@ fn line(sku: &str, quantity: u32, price: i64) -> Line {
     Line {
         sku: sku.to_owned(),
         product: "prod".to_owned(),
+        shop: None,
         title: sku.to_owned(),
         quantity,
         unit_price: eur(price),
@@ -20,14 +21,16 @@ fn draft_of(lines: Vec<Line>) -> Draft {
         cart: Some("cart".to_owned()),
         lines,
         total,
-        email: None,
-        shipping_address: Address {
-            name: text(),
-            line1: text(),
-            line2: None,
-            city: text(),
-            postal_code: text(),
-            country: "AT".to_owned(),
+        contact: Contact::Plain {
+            email: None,
+            shipping_address: Address {
+                name: text(),
+                line1: text(),
+                line2: None,
+                city: text(),
+                postal_code: text(),
+                country: "AT".to_owned(),
+            },
         },
         payment: Method { provider: "sandbox".to_owned(), token: text() },
     }
@@ -110,8 +113,8 @@ fn a_draft_that_does_not_add_up_is_refused_with_the_place_of_the_fault() {
         ("/lines/0/unit_price", |draft| draft.lines[0].unit_price = eur(-1)),
         ("/total", |draft| draft.total = eur(251)),
         ("/total", |draft| draft.lines[1] = Line { unit_price: usd(50), total: usd(50), ..line("b", 1, 50) }),
-        ("/shipping_address/city", |draft| draft.shipping_address.city = " ".to_owned()),
-        ("/shipping_address/country", |draft| draft.shipping_address.country = "at".to_owned()),
+        ("/shipping_address/city", |draft| *place_of(draft) = Address { city: " ".to_owned(), ..place_of(draft).clone() }),
+        ("/shipping_address/country", |draft| *place_of(draft) = Address { country: "at".to_owned(), ..place_of(draft).clone() }),
     ];
     for (at, spoil) in cases {
         let mut draft = draft();
@@ -121,6 +124,30 @@ fn a_draft_that_does_not_add_up_is_refused_with_the_place_of_the_fault() {
             other => panic!("{at}: {other:?}"),
         }
     }
+}
+
+fn place_of(draft: &mut Draft) -> &mut Address {
+    match &mut draft.contact {
+        Contact::Plain { shipping_address, .. } => shipping_address,
+        Contact::Sealed { .. } => panic!("sealed"),
+    }
+}
+
+#[test]
+fn a_guests_order_becomes_an_accounts_once_and_for_good() {
+    let contact = |key: &str| Contact::Sealed { contact: SealedContact { key: key.to_owned(), sealed: "s".to_owned() } };
+    let claim = |user: &str| Command::Claim { user: user.to_owned(), contact: contact(user) };
+    let guests = Draft { owner: Owner::Guest { token_sha256: "00".to_owned() }, contact: contact("guests"), ..draft() };
+    let created = Event::Created { id: "ord_1".to_owned(), command: command_id("c"), draft: guests.clone(), placed_at: at(0) };
+    let claimed = Event::Claimed { user: "ada".to_owned(), contact: contact("ada") };
+    let order = given::<Order>([created]).id("ord_1").when(claim("ada")).then(vec![claimed], Reply::Claimed);
+    let draft = order.state.draft.clone().unwrap();
+    assert_eq!((draft.owner, draft.contact), (Owner::Account { user: "ada".to_owned() }, contact("ada")));
+    let order = order.and().when(claim("ada")).then(vec![], Reply::Claimed).and();
+    order.when(claim("eve")).then_refused(Rejection::NotClaimable);
+    // Its cart may still be waiting for the outcome, and knows nothing of the claim.
+    order.by("c").when(Command::Place { draft: guests }).then_later(vec![]);
+    given::<Order>([]).when(claim("ada")).then_refused(Rejection::Unknown);
 }
 
 fn usd(amount: i64) -> Money {

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 
 use proptest::prelude::*;
 
-use super::order::{Address, Owner, Status};
+use super::order::{Address, Contact, Owner, Status};
 use super::payment::{Method, Provider, ProviderAnswer, ProviderRequest, ProviderStep};
 use super::testing::{Live, at, eur};
 use super::time::MINUTE_MS;
@@ -307,7 +307,7 @@ impl World {
         let price = eur(if sku == SKUS[2] { 0 } else { 1_999 });
         let command = match self.choices.below(8) {
             0..=3 => {
-                let offer = cart::Offer { product: "prod".to_owned(), title: sku.clone(), price };
+                let offer = cart::Offer { product: "prod".to_owned(), shop: None, title: sku.clone(), price };
                 cart::Command::Add { sku, quantity, offer }
             }
             4 => cart::Command::Set { sku, quantity },
@@ -323,15 +323,17 @@ impl World {
         cart::Command::Checkout {
             order: format!("ord_{}", self.commands),
             payment: Method { provider: "bank".to_owned(), token: text() },
-            shipping_address: Address {
-                name: text(),
-                line1: text(),
-                line2: None,
-                city: text(),
-                postal_code: text(),
-                country: "AT".to_owned(),
+            contact: Contact::Plain {
+                email: None,
+                shipping_address: Address {
+                    name: text(),
+                    line1: text(),
+                    line2: None,
+                    city: text(),
+                    postal_code: text(),
+                    country: "AT".to_owned(),
+                },
             },
-            email: None,
             expected_total: None,
             prices: SKUS.iter().map(|sku| ((*sku).to_owned(), eur(if *sku == SKUS[2] { 0 } else { 1_999 }))).collect(),
         }

@@ -17,7 +17,7 @@ use super::{Door, auth};
 use crate::actors::credential::sha256_hex;
 use crate::actors::{Answered, AskError, Caller, Failure, shown};
 use crate::domain::cart::{Command, Phase, QUANTITY_MAX, Rejection, Reply};
-use crate::domain::order::Owner;
+use crate::domain::order::{Contact, Owner};
 use crate::domain::{Cart, Entity, Money, ids};
 
 /// How soon a checkout is asked for again that met a cart in the middle of a change.
@@ -164,8 +164,7 @@ pub async fn checkout(door: Arc<Door>, request: Request) -> Result<Answer, Probl
     let command = Command::Checkout {
         order: order.clone(),
         payment: body.payment,
-        shipping_address: body.shipping_address,
-        email: body.email,
+        contact: Contact::Plain { email: body.email, shipping_address: body.shipping_address },
         expected_total: body.expected_total,
         prices,
     };

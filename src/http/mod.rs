@@ -12,6 +12,7 @@ pub mod answer;
 pub mod auth;
 pub mod carts;
 pub mod cluster;
+pub mod contacts;
 pub mod health;
 pub mod idempotency;
 pub mod inventory;

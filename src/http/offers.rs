@@ -24,7 +24,7 @@ pub async fn offer(door: &Door, sku: &str) -> Result<Option<Offer>, Failure> {
             true => content.title.clone(),
             false => format!("{} ({})", content.title, variant.options.join(", ")),
         };
-        Some(Offer { product: product_id, title, price: variant.price })
+        Some(Offer { product: product_id, shop: Some(content.shop.clone()), title, price: variant.price })
     };
     door.runtime.view::<Product, _>(&id, look).await
 }

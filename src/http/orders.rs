@@ -6,21 +6,24 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use warp::http::StatusCode;
 
-use super::Door;
 use super::answer::Answer;
 use super::carts::within;
 use super::offers::offers;
 use super::problem::{FieldError, Problem};
 use super::products::await_position;
 use super::request::{Query, Request};
+use super::{Door, contacts};
 use crate::actors::credential::sha256_hex;
 use crate::actors::{Failure, shown};
-use crate::domain::order::{Address, Command, Draft, LINES_MAX, Line, Outcome, Owner, QUANTITY_MAX, Reason, Reply, Status};
+use crate::domain::cart::Offer;
+use crate::domain::order::{
+    Address, Command, Contact, Draft, LINES_MAX, Line, Outcome, Owner, QUANTITY_MAX, Reason, Reply, State, Status,
+};
 use crate::domain::payment::Method;
 use crate::domain::{Entity, Money, Order, ids};
 use crate::persistence::record::Payload;
 use crate::persistence::{EntityKey, Position, Version};
-use crate::read_models::OrderQuery;
+use crate::read_models::{OrderQuery, Whose};
 
 const REASON_BYTES_MAX: usize = 200;
 const REASON_DEFAULT: &str = "cancelled by the customer";
@@ -113,8 +116,12 @@ pub async fn list(door: Arc<Door>, request: Request) -> Result<Answer, Problem> 
     if query.get("status").is_some_and(|status| !STATUSES.contains(&status)) {
         return Err(Problem::bad_parameter("status", format!("expected one of {}", STATUSES.join(", "))));
     }
-    let orders =
-        OrderQuery { owner_user: None, status: query.owned("status"), limit: query.limit()?, cursor: query.owned("cursor") };
+    let orders = OrderQuery {
+        whose: Whose::Everybodys,
+        status: query.owned("status"),
+        limit: query.limit()?,
+        cursor: query.owned("cursor"),
+    };
     await_position(&door, &request).await?;
     Answer::json(StatusCode::OK, &door.read_models.orders(orders).await?)
 }
@@ -130,16 +137,26 @@ pub async fn get(door: Arc<Door>, request: Request) -> Result<Answer, Problem> {
 
 /// The order as an answer; `None` when there is none. `token` is shown to the guest who has just made it.
 async fn look(door: &Door, id: &str, status: StatusCode, token: Option<String>) -> Result<Option<(Answer, Version)>, Problem> {
-    let own_id = id.to_owned();
-    let look = move |state: &<Order as Entity>::State, version| {
-        let mut order = shown::order(&own_id, state)?;
-        order.token = token.as_deref();
-        Some((Answer::json(status, &order), version))
-    };
-    match door.runtime.view::<Order, _>(id, look).await? {
-        Some((answer, version)) => Ok(Some((answer?.etag(version), version))),
-        None => Ok(None),
+    let (state, version) = door.runtime.view::<Order, _>(id, |state, version| (state.clone(), version)).await?;
+    Ok(show(door, id, &state, version, status, token).await?.map(|answer| (answer, version)))
+}
+
+/// The order for somebody who may know whom it is for; `None` before it was placed.
+async fn show(
+    door: &Door,
+    id: &str,
+    state: &State,
+    version: Version,
+    status: StatusCode,
+    token: Option<String>,
+) -> Result<Option<Answer>, Problem> {
+    let (Some(mut order), Some(draft)) = (shown::order(id, state), &state.draft) else { return Ok(None) };
+    order.token = token.as_deref();
+    if let Some((email, shipping_address)) = contacts::open(door, &draft.contact).await? {
+        order.email = email;
+        order.shipping_address = Some(shipping_address);
     }
+    Ok(Some(Answer::json(status, &order)?.etag(version)))
 }
 
 pub async fn exists(door: &Door, id: &str) -> Result<bool, Failure> {
@@ -160,13 +177,10 @@ pub async fn concluded(door: &Door, outcome: Outcome, token: Option<String>, pos
 /// Waits for the order to be paid, and answers with it. For whoever waits for the end of a purchase anyway: to be paid is
 /// seen here a write before the cart hears of it.
 pub async fn when_paid(door: &Door, id: &str) -> Result<Answer, Problem> {
-    let own_id = id.to_owned();
-    let look = move |state: &<Order as Entity>::State, version| {
-        let order = shown::order(&own_id, state).filter(|order| order.status == Status::Paid)?;
-        Some((Answer::json(StatusCode::CREATED, &order), version))
-    };
-    let ((answer, version), position) = door.runtime.watch::<Order, _>(id, door.config.settle_wait, look).await?;
-    Ok(answer?.etag(version).location(&format!("/api/orders/{id}")).position(position))
+    let paid = |state: &State, version| (state.status == Status::Paid).then(|| (state.clone(), version));
+    let ((state, version), position) = door.runtime.watch::<Order, _>(id, door.config.settle_wait, paid).await?;
+    let answer = show(door, id, &state, version, StatusCode::CREATED, None).await?.ok_or_else(Problem::not_found)?;
+    Ok(answer.location(&format!("/api/orders/{id}")).position(position))
 }
 
 /// The answer to a purchase that takes longer.
@@ -202,7 +216,8 @@ pub async fn create(door: Arc<Door>, request: Request) -> Result<Answer, Problem
     for (sku, offer) in offers {
         let quantity = quantities.get(sku.as_str()).copied().unwrap_or_default();
         let total = offer.price.times(quantity).map_err(|error| Problem::bad_body("/items", error.to_string()))?;
-        lines.push(Line { sku, product: offer.product, title: offer.title, quantity, unit_price: offer.price, total });
+        let Offer { product, shop, title, price: unit_price } = offer;
+        lines.push(Line { sku, product, shop, title, quantity, unit_price, total });
     }
     let Some(currency) = lines.first().map(|line| line.total.currency) else {
         return Err(Problem::bad_body("/items", "must not be empty"));
@@ -221,8 +236,7 @@ pub async fn create(door: Arc<Door>, request: Request) -> Result<Answer, Problem
         cart: None,
         lines,
         total,
-        email: body.email,
-        shipping_address: body.shipping_address,
+        contact: Contact::Plain { email: body.email, shipping_address: body.shipping_address },
         payment: body.payment,
     };
     let asked = door.runtime.ask::<Order>(&id, Command::Place { draft }, request.caller()?);

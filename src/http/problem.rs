@@ -460,6 +460,7 @@ impl From<order::Rejection> for Problem {
             R::NotShippable { status } => Problem::conflict("not-shippable", "Only a paid order can be shipped.")
                 .detail(detail)
                 .more(|more| more.order_status = Some(status)),
+            R::NotClaimable => Problem::conflict("not-claimable", "This order belongs to an account already."),
         }
     }
 }

@@ -36,7 +36,7 @@ use follower::{Folds, Follower, Stop};
 use orders::Orders;
 
 pub use catalogue::{ProductQuery, ProductSort, ProductSummary, VariantSummary};
-pub use orders::{OrderQuery, OrderSummary};
+pub use orders::{OrderQuery, OrderSummary, Whose};
 
 /// Items on a page when the query's limit is 0, and the most that any page has.
 pub const PAGE_ITEMS_DEFAULT: usize = 20;

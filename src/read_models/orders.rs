@@ -1,4 +1,4 @@
-//! The order list: a line for each order, newest first, also by owner and by status.
+//! The order list: a line for each order, newest first, also by owner, by shop and by status.
 //!
 //! There may be millions, so it lives on disk and a page reads only its own items. An order's line is written once for
 //! each round that changed it. It must never show an order to anybody: who may see what is the door's to decide.
@@ -10,24 +10,34 @@ use sled::{Batch, Tree};
 
 use super::follower::FoldError;
 use super::records::{Unfoldable, briefs};
-use super::store::{self, Model, ORDER, ORDER_BY_STATUS, ORDER_BY_USER};
+use super::store::{self, Model, ORDER, ORDER_BY_SHOP, ORDER_BY_STATUS, ORDER_BY_USER};
 use super::{Page, ReadModelError, cursor, page_items};
 use crate::domain::order::{Owner, Reason, Status};
 use crate::domain::{Money, Timestamp};
 use crate::persistence::{Committed, EntityKey, Position};
 
 const PREFIX: &str = "order/";
-/// A page asked for by owner and status looks at this many of the owner's orders, then ends short with a cursor.
+/// A page asked for by owner or shop and status looks at this many of their orders, then ends short with a cursor.
 const LOOKED_AT_MAX: usize = 5_000;
 
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct OrderQuery {
-    pub owner_user: Option<String>,
+    pub whose: Whose,
     /// As the domain writes it, e.g. `payment_failed`.
     pub status: Option<String>,
     /// 0 stands for the default.
     pub limit: usize,
     pub cursor: Option<String>,
+}
+
+/// Which orders are listed, whatever their status.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+pub enum Whose {
+    #[default]
+    Everybodys,
+    Accounts(String),
+    /// Those with a line of this shop; each is shown with this shop's part of it.
+    Shops(String),
 }
 
 /// An order as a list shows it.
@@ -36,8 +46,6 @@ pub struct OrderSummary {
     pub id: String,
     pub status: Status,
     pub total: Money,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub email: Option<String>,
     /// Units of all lines together.
     pub items: u64,
     pub placed_at: Timestamp,
@@ -46,6 +54,22 @@ pub struct OrderSummary {
     /// `None` for a guest's order.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub owner_user: Option<String>,
+}
+
+/// An order as it lies on disk.
+#[derive(Serialize, Deserialize)]
+struct Stored {
+    #[serde(flatten)]
+    summary: OrderSummary,
+    parts: Vec<Part>,
+}
+
+/// What of an order one shop sells.
+#[derive(Serialize, Deserialize)]
+struct Part {
+    shop: String,
+    items: u64,
+    total: Money,
 }
 
 /// What is read of `order.created`.
@@ -60,12 +84,18 @@ struct Draft {
     owner: Owner,
     lines: Vec<Line>,
     total: Money,
-    email: Option<String>,
 }
 
 #[derive(Deserialize)]
 struct Line {
+    shop: Option<String>,
     quantity: u32,
+    total: Money,
+}
+
+#[derive(Deserialize)]
+struct Claimed {
+    user: String,
 }
 
 #[derive(Deserialize)]
@@ -78,6 +108,11 @@ struct Because {
     reason: Reason,
 }
 
+struct Listed {
+    status: Status,
+    owner_user: Option<String>,
+}
+
 /// The fold of order events. Holds only the orders that the round under way has touched.
 pub(super) struct Orders {
     loaded_at: Position,
@@ -85,9 +120,9 @@ pub(super) struct Orders {
 }
 
 struct Touched {
-    /// What is on disk; `None` when nothing is.
-    stored: Option<Status>,
-    summary: OrderSummary,
+    /// What the lists on disk have it under; `None` when nothing is there.
+    listed: Option<Listed>,
+    stored: Stored,
     changed: bool,
 }
 
@@ -112,6 +147,13 @@ impl Orders {
                     self.created(committed, created);
                     continue;
                 }
+                "order.claimed" => {
+                    let Claimed { user } = brief.data(committed)?;
+                    let touched = self.touch(tree, committed)?;
+                    touched.stored.summary.owner_user = Some(user);
+                    touched.changed = true;
+                    continue;
+                }
                 "order.updated" => (brief.data::<Updated>(committed)?.status, None),
                 "order.paid" => (Status::Paid, None),
                 "order.shipped" => (Status::Shipped, None),
@@ -132,12 +174,13 @@ impl Orders {
                 _ => return Err(brief.unknown(committed).into()),
             };
             let touched = self.touch(tree, committed)?;
-            if touched.summary.status != status {
-                touched.summary.status = status;
+            let summary = &mut touched.stored.summary;
+            if summary.status != status {
+                summary.status = status;
                 touched.changed = true;
             }
-            if reason.is_some() && touched.summary.reason != reason {
-                touched.summary.reason = reason;
+            if reason.is_some() && summary.reason != reason {
+                summary.reason = reason;
                 touched.changed = true;
             }
         }
@@ -146,11 +189,22 @@ impl Orders {
 
     fn created(&mut self, committed: &Committed, created: Created) {
         let Created { draft, placed_at } = created;
+        let mut parts: Vec<Part> = Vec::new();
+        for line in &draft.lines {
+            let Some(shop) = &line.shop else { continue };
+            match parts.iter_mut().find(|part| part.shop == *shop) {
+                Some(part) => {
+                    part.items += u64::from(line.quantity);
+                    // A sum that the whole order's total contains.
+                    part.total = Money::sum(part.total.currency, [part.total, line.total]).unwrap_or(part.total);
+                }
+                None => parts.push(Part { shop: shop.clone(), items: u64::from(line.quantity), total: line.total }),
+            }
+        }
         let summary = OrderSummary {
             id: committed.entity.id().to_owned(),
             status: Status::Pending,
             total: draft.total,
-            email: draft.email,
             items: draft.lines.iter().map(|line| u64::from(line.quantity)).sum(),
             placed_at,
             reason: None,
@@ -159,7 +213,8 @@ impl Orders {
                 Owner::Guest { .. } => None,
             },
         };
-        self.touched.insert(committed.entity.clone(), Touched { stored: None, summary, changed: true });
+        let touched = Touched { listed: None, stored: Stored { summary, parts }, changed: true };
+        self.touched.insert(committed.entity.clone(), touched);
     }
 
     /// The order that an event changes, which an earlier event must have created.
@@ -168,9 +223,10 @@ impl Orders {
             let stored = tree
                 .get(order_key(committed.entity.id().as_bytes()))?
                 .ok_or_else(|| Unfoldable::new(committed, "the order was never created"))?;
-            let summary: OrderSummary =
+            let stored: Stored =
                 serde_json::from_slice(&stored).map_err(|error| Unfoldable::new(committed, format!("as stored: {error}")))?;
-            let touched = Touched { stored: Some(summary.status), summary, changed: false };
+            let listed = Listed { status: stored.summary.status, owner_user: stored.summary.owner_user.clone() };
+            let touched = Touched { listed: Some(listed), stored, changed: false };
             self.touched.insert(committed.entity.clone(), touched);
         }
         let touched = self.touched.get_mut(&committed.entity);
@@ -180,21 +236,27 @@ impl Orders {
     /// Puts the round's changes into a batch; whether there were any.
     pub(super) fn write(&mut self, batch: &mut Batch) -> Result<bool, FoldError> {
         let mut any = false;
-        for (entity, Touched { stored, summary, changed }) in self.touched.drain() {
+        for (entity, Touched { listed, stored, changed }) in self.touched.drain() {
             if !changed {
                 continue;
             }
             any = true;
             let id = entity.id();
-            batch.insert(order_key(id.as_bytes()), serde_json::to_vec(&summary)?);
-            if stored != Some(summary.status) {
-                if let Some(stored) = stored {
-                    batch.remove(under(ORDER_BY_STATUS, status_text(stored), id));
+            batch.insert(order_key(id.as_bytes()), serde_json::to_vec(&stored)?);
+            let Stored { summary, parts } = stored;
+            let was = listed.as_ref().map(|listed| listed.status);
+            if was != Some(summary.status) {
+                if let Some(was) = was {
+                    batch.remove(under(ORDER_BY_STATUS, status_text(was), id));
                 }
                 batch.insert(under(ORDER_BY_STATUS, status_text(summary.status), id), &[]);
             }
-            if stored.is_none()
-                && let Some(user) = &summary.owner_user
+            if listed.is_none() {
+                parts.iter().for_each(|part| batch.insert(under(ORDER_BY_SHOP, &part.shop, id), &[]));
+            }
+            // An order goes from a guest to an account, and never from one account to another.
+            if let Some(user) = &summary.owner_user
+                && listed.is_none_or(|listed| listed.owner_user.is_none())
             {
                 batch.insert(under(ORDER_BY_USER, user, id), &[]);
             }
@@ -228,17 +290,18 @@ pub(super) fn status_text(status: Status) -> &'static str {
     }
 }
 
-/// One page: walks the list of the owner, else that of the status, else that of all orders, from its newest end.
+/// One page: walks the list of the owner or shop, else that of the status, else that of all orders, from its newest end.
 pub(super) fn page(tree: &Tree, query: &OrderQuery) -> Result<Page<OrderSummary>, ReadModelError> {
     let limit = page_items(query.limit);
-    let scope = serde_json::to_vec(&("orders", &query.owner_user, &query.status))
+    let scope = serde_json::to_vec(&("orders", &query.whose, &query.status))
         .map_err(|error| ReadModelError::Unavailable(error.to_string()))?;
     let before = query.cursor.as_deref().map(|cursor| cursor::open(&scope, cursor)).transpose()?;
 
-    let list = match (&query.owner_user, &query.status) {
-        (Some(user), _) => store::key(ORDER_BY_USER, user),
-        (None, Some(status)) => store::key(ORDER_BY_STATUS, status),
-        (None, None) => vec![ORDER],
+    let list = match (&query.whose, &query.status) {
+        (Whose::Accounts(user), _) => store::key(ORDER_BY_USER, user),
+        (Whose::Shops(shop), _) => store::key(ORDER_BY_SHOP, shop),
+        (Whose::Everybodys, Some(status)) => store::key(ORDER_BY_STATUS, status),
+        (Whose::Everybodys, None) => vec![ORDER],
     };
     let end = match &before {
         Some(place) => [list.as_slice(), place].concat(),
@@ -254,9 +317,9 @@ pub(super) fn page(tree: &Tree, query: &OrderQuery) -> Result<Page<OrderSummary>
         }
         let (key, value) = entry?;
         place = key.get(list.len()..).unwrap_or_default().to_vec();
-        let stored = match (&query.owner_user, &query.status) {
-            (None, None) => Some(value),
-            (Some(_), Some(status))
+        let stored = match (&query.whose, &query.status) {
+            (Whose::Everybodys, None) => Some(value),
+            (Whose::Accounts(_) | Whose::Shops(_), Some(status))
                 if !tree.contains_key([&store::key(ORDER_BY_STATUS, status), place.as_slice()].concat())? =>
             {
                 None
@@ -264,8 +327,14 @@ pub(super) fn page(tree: &Tree, query: &OrderQuery) -> Result<Page<OrderSummary>
             _ => tree.get(order_key(&place))?,
         };
         let Some(stored) = stored else { continue };
-        let summary: OrderSummary = serde_json::from_slice(&stored)
+        let Stored { mut summary, parts } = serde_json::from_slice(&stored)
             .map_err(|error| ReadModelError::Unavailable(format!("an order's line cannot be read: {error}")))?;
+        if let Whose::Shops(shop) = &query.whose
+            && let Some(part) = parts.into_iter().find(|part| part.shop == *shop)
+        {
+            summary.items = part.items;
+            summary.total = part.total;
+        }
         // It may have left this status since its key was read.
         if query.status.as_deref().is_none_or(|status| status == status_text(summary.status)) {
             items.push(summary);

@@ -13,7 +13,7 @@ use super::ReadModelError;
 use crate::persistence::Position;
 
 /// Raised when what is stored changes shape: an older folder is then dropped and rebuilt.
-const FORMAT: u64 = 1;
+const FORMAT: u64 = 2;
 
 const CACHE_BYTES: u64 = 32 * 1024 * 1024;
 /// How often sled writes its buffers out by itself. What a crash loses is read again from the journal.
@@ -32,6 +32,7 @@ pub(super) const PRODUCT: u8 = b'p';
 pub(super) const STOCK: u8 = b's';
 pub(super) const ORDER: u8 = b'o';
 pub(super) const ORDER_BY_USER: u8 = b'u';
+pub(super) const ORDER_BY_SHOP: u8 = b'h';
 pub(super) const ORDER_BY_STATUS: u8 = b't';
 
 /// Which model a position is of.

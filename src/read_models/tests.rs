@@ -53,6 +53,7 @@ fn placed(user: Option<&str>, quantities: &[u32]) -> order::Event {
     let lines = quantities.iter().map(|quantity| order::Line {
         sku: "sku".into(),
         product: "prod".into(),
+        shop: Some("s".into()),
         title: "A thing".into(),
         quantity: *quantity,
         unit_price: eur(100),
@@ -69,14 +70,16 @@ fn placed(user: Option<&str>, quantities: &[u32]) -> order::Event {
             cart: None,
             lines: lines.collect(),
             total: eur(100),
-            email: user.is_none().then(|| "guest@example.org".into()),
-            shipping_address: order::Address {
-                name: "N".into(),
-                line1: "L".into(),
-                line2: None,
-                city: "C".into(),
-                postal_code: "1".into(),
-                country: "DE".into(),
+            contact: order::Contact::Plain {
+                email: user.is_none().then(|| "guest@example.org".into()),
+                shipping_address: order::Address {
+                    name: "N".into(),
+                    line1: "L".into(),
+                    line2: None,
+                    city: "C".into(),
+                    postal_code: "1".into(),
+                    country: "DE".into(),
+                },
             },
             payment: payment::Method { provider: "sandbox".into(), token: "tok_ok".into() },
         },
@@ -364,7 +367,7 @@ async fn orders_are_listed_newest_first_by_owner_and_by_status() {
     assert!(models.reached(journal.highest(), WAIT).await);
 
     let query = |owner: Option<&str>, status: Option<&str>| OrderQuery {
-        owner_user: owner.map(Into::into),
+        whose: owner.map_or(Whose::Everybodys, |owner| Whose::Accounts(owner.into())),
         status: status.map(Into::into),
         ..Default::default()
     };
@@ -394,7 +397,7 @@ async fn orders_are_listed_newest_first_by_owner_and_by_status() {
             {"id": "ord_1", "status": "paid", "total": {"amount": 100, "currency": "EUR"}, "items": 3,
              "placed_at": "1970-01-01T00:00:01.000Z", "owner_user": "ann"},
             {"id": "ord_3", "status": "cancelled", "total": {"amount": 100, "currency": "EUR"}, "items": 1,
-             "placed_at": "1970-01-01T00:00:01.000Z", "email": "guest@example.org", "reason": {"kind": "unpaid"}},
+             "placed_at": "1970-01-01T00:00:01.000Z", "reason": {"kind": "unpaid"}},
         ])
     );
     assert_eq!(all[1].reason, Some(declined));
@@ -404,6 +407,34 @@ async fn orders_are_listed_newest_first_by_owner_and_by_status() {
     assert!(models.reached(journal.highest(), WAIT).await);
     let rest = every_order(&models, OrderQuery { cursor: first.next_cursor, ..query(None, None) }).await;
     assert_eq!(order_ids(&rest), ["ord_3", "ord_2", "ord_1"]);
+}
+
+#[tokio::test]
+async fn a_shop_lists_its_part_of_each_order_and_whoever_claimed_one_lists_it_too() {
+    let dir = tempfile::tempdir().unwrap();
+    let journal = shop();
+    let mut mixed = placed(None, &[1, 2, 4]);
+    if let order::Event::Created { draft, .. } = &mut mixed {
+        draft.lines[1].shop = Some("other".into());
+        draft.total = eur(700);
+    }
+    journal.put("order", "ord_1", &[mixed]);
+    journal.put("order", "ord_2", &[placed(Some("ann"), &[1])]);
+    let models = caught_up(dir.path(), &journal).await;
+    let list = async |whose: Whose| every_order(&models, OrderQuery { whose, ..Default::default() }).await;
+    let whole = list(Whose::Everybodys).await;
+    assert_eq!((whole[1].items, whole[1].total), (7, eur(700)));
+    let part = list(Whose::Shops("s".into())).await;
+    assert_eq!(order_ids(&part), ["ord_2", "ord_1"]);
+    assert_eq!((part[1].items, part[1].total), (5, eur(500)));
+    let part = list(Whose::Shops("other".into())).await;
+    assert_eq!((order_ids(&part), part[0].items, part[0].total), (vec!["ord_1"], 2, eur(200)));
+
+    let contact = order::Contact::Sealed { contact: order::SealedContact { key: "ann".into(), sealed: "s".into() } };
+    journal.put("order", "ord_1", &[order::Event::Claimed { user: "ann".into(), contact }, paid()]);
+    assert!(models.reached(journal.highest(), WAIT).await);
+    assert_eq!(order_ids(&list(Whose::Accounts("ann".into())).await), ["ord_2", "ord_1"]);
+    assert_eq!(list(Whose::Everybodys).await[1].owner_user.as_deref(), Some("ann"));
 }
 
 #[tokio::test]
@@ -659,9 +690,10 @@ async fn everything(models: &ReadModels) -> (Vec<Vec<ProductSummary>>, Vec<Vec<O
         }
     }
     let mut orders = Vec::new();
-    for owner_user in [None, Some("user-0".to_owned()), Some("user-1".to_owned())] {
+    for whose in [Whose::Everybodys, Whose::Accounts("user-0".into()), Whose::Accounts("user-1".into()), Whose::Shops("s".into())]
+    {
         for status in [None, Some("pending"), Some("reserved"), Some("paid"), Some("cancelled"), Some("refunded")] {
-            let query = OrderQuery { owner_user: owner_user.clone(), status: status.map(Into::into), limit: 3, cursor: None };
+            let query = OrderQuery { whose: whose.clone(), status: status.map(Into::into), limit: 3, cursor: None };
             orders.push(every_order(models, query).await);
         }
     }
@@ -843,15 +875,19 @@ async fn following_a_busy_shop() {
 
     for (what, query) in [
         ("all", OrderQuery::default()),
-        ("of a user", OrderQuery { owner_user: Some(format!("user_{:022}", 7)), ..Default::default() }),
+        ("of a user", OrderQuery { whose: Whose::Accounts(format!("user_{:022}", 7)), ..Default::default() }),
         ("paid", OrderQuery { status: Some("paid".into()), ..Default::default() }),
         (
             "paid of a user",
-            OrderQuery { owner_user: Some(format!("user_{:022}", 7)), status: Some("paid".into()), ..Default::default() },
+            OrderQuery { whose: Whose::Accounts(format!("user_{:022}", 7)), status: Some("paid".into()), ..Default::default() },
         ),
         (
             "refunded of a user",
-            OrderQuery { owner_user: Some(format!("user_{:022}", 7)), status: Some("refunded".into()), ..Default::default() },
+            OrderQuery {
+                whose: Whose::Accounts(format!("user_{:022}", 7)),
+                status: Some("refunded".into()),
+                ..Default::default()
+            },
         ),
     ] {
         let begun = Instant::now();

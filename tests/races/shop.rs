@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use souk::actors::{AskError, Builder, Caller, Config, Runtime};
 use souk::domain::cart::{self, Offer};
-use souk::domain::order::{self, Address, Draft, Line, Owner, Status};
+use souk::domain::order::{self, Address, Contact, Draft, Line, Owner, Status};
 use souk::domain::payment::{self, Method};
 use souk::domain::{Cart, CommandId, Currency, Entity, Inventory, Money, Order, Payment, every_kind, inventory};
 use souk::persistence::{Embedded, Journal, Options, Snapshots};
@@ -59,7 +59,7 @@ pub fn eur(amount: i64) -> Money {
 }
 
 pub fn offer() -> Offer {
-    Offer { product: PRODUCT.into(), title: "A thing".into(), price: eur(PRICE) }
+    Offer { product: PRODUCT.into(), shop: None, title: "A thing".into(), price: eur(PRICE) }
 }
 
 pub fn guest() -> Owner {
@@ -86,8 +86,7 @@ pub fn checkout(order: &str, token: &str, skus: &[&str]) -> cart::Command {
     cart::Command::Checkout {
         order: order.into(),
         payment: method(token),
-        shipping_address: address(),
-        email: Some("ada@souk.test".into()),
+        contact: Contact::Plain { email: Some("ada@souk.test".into()), shipping_address: address() },
         expected_total: None,
         prices: skus.iter().map(|sku| ((*sku).to_owned(), eur(PRICE))).collect(),
     }
@@ -98,6 +97,7 @@ pub fn draft(lines: &[(&str, u32)], token: &str) -> Draft {
     let line = |(sku, quantity): &(&str, u32)| Line {
         sku: (*sku).to_owned(),
         product: PRODUCT.into(),
+        shop: None,
         title: "A thing".into(),
         quantity: *quantity,
         unit_price: eur(PRICE),
@@ -109,8 +109,7 @@ pub fn draft(lines: &[(&str, u32)], token: &str) -> Draft {
         cart: None,
         lines: lines.iter().map(line).collect(),
         total: eur(PRICE * i64::from(units)),
-        email: Some("ada@souk.test".into()),
-        shipping_address: address(),
+        contact: Contact::Plain { email: Some("ada@souk.test".into()), shipping_address: address() },
         payment: method(token),
     }
 }
