@@ -1,4 +1,4 @@
-//! A small shop for an empty data folder, so that a newcomer has something to buy.
+//! A small shop and three accounts for an empty data folder, so that a newcomer has something to buy.
 //!
 //! It goes through the same commands as a vendor would and must never touch a folder that holds anything.
 
@@ -8,8 +8,13 @@ use futures_util::stream::{self, StreamExt, TryStreamExt};
 use ulid::Ulid;
 
 use crate::actors::{AskError, Caller, Runtime};
-use crate::domain::product::{Command, Content, Rejection, SHOP_DEFAULT, Variant};
-use crate::domain::{CommandId, Currency, Money, Product, ids};
+use crate::domain::product::{Command, Content, Rejection, Variant};
+use crate::domain::user::Role;
+use crate::domain::{CommandId, Currency, Money, Product, Shop, User, ids, shop, user};
+use crate::http::identity::Identity;
+use crate::http::users::{self, NewAccount};
+
+type Failed = Box<dyn std::error::Error + Send + Sync>;
 
 /// One product of the demo: handle, title, what it is, type, category, price in cents, and its variants by option value
 /// with their stock.
@@ -115,24 +120,45 @@ const SAMPLES: &[Sample] = &[
 
 const IN_FLIGHT: usize = 4;
 
-/// Puts the samples into an empty shop and returns how many products they are.
-pub async fn fill(runtime: &Runtime) -> Result<usize, AskError<Rejection>> {
-    stream::iter(SAMPLES)
-        .map(|sample| create(runtime, sample))
-        .buffer_unordered(IN_FLIGHT)
-        .try_fold(0, |count, ()| async move { Ok(count + 1) })
-        .await
+pub const ACCOUNTS: [&str; 3] = ["admin@souk.test", "vendor@souk.test", "shopper@souk.test"];
+pub const PASSWORD: &str = "souk-demo";
+
+/// Puts accounts, a shop and the samples into an empty node and returns how many products they are.
+pub async fn fill(runtime: &Runtime, identity: &Identity) -> Result<usize, Failed> {
+    let [admin, vendor, shopper] = ACCOUNTS;
+    let admin = register(runtime, identity, admin, "Amina").await?;
+    runtime.ask::<User>(&admin, user::Command::GrantRole { role: Role::Admin }, caller()).await?;
+    let vendor = register(runtime, identity, vendor, "Yusuf").await?;
+    register(runtime, identity, shopper, "Sara").await?;
+
+    let shop = format!("{}_{}", ids::SHOP, Ulid::new());
+    let content = shop::Content { name: "Bab Doukkala".into(), description: "Made by hand in the old town.".into() };
+    runtime.ask::<Shop>(&shop, shop::Command::Open { owner: vendor, content }, caller()).await?;
+    let products: Vec<()> =
+        stream::iter(SAMPLES).map(|sample| create(runtime, sample, &shop)).buffer_unordered(IN_FLIGHT).try_collect().await?;
+    Ok(products.len())
 }
 
-async fn create(runtime: &Runtime, sample: &Sample) -> Result<(), AskError<Rejection>> {
+fn caller() -> Caller {
+    Caller::new(CommandId(format!("demo:{}", Ulid::new())), "demo", "demo")
+}
+
+async fn register(runtime: &Runtime, identity: &Identity, email: &str, name: &str) -> Result<String, Failed> {
+    let user = format!("{}_{}", ids::USER, Ulid::new());
+    let new = NewAccount { email: email.into(), password: PASSWORD.to_owned().into(), name: name.into() };
+    let made = users::register(runtime, identity, &user, new, caller()).await;
+    made.map_err(|problem| format!("{email}: {problem}"))?;
+    Ok(user)
+}
+
+async fn create(runtime: &Runtime, sample: &Sample, shop: &str) -> Result<(), AskError<Rejection>> {
     let id = format!("{}_{}", ids::PRODUCT, Ulid::new());
-    let caller = Caller::new(CommandId(format!("demo:{id}")), "demo", "demo");
-    let command = Command::Create { content: sample.content(), stock: sample.stock() };
-    runtime.ask::<Product>(&id, command, caller).await.map(drop)
+    let command = Command::Create { content: sample.content(shop), stock: sample.stock() };
+    runtime.ask::<Product>(&id, command, caller()).await.map(drop)
 }
 
 impl Sample {
-    fn content(&self) -> Content {
+    fn content(&self, shop: &str) -> Content {
         let title = self.title.to_lowercase();
         let words = title.split(|c: char| !c.is_ascii_alphanumeric()).filter(|word| !word.is_empty());
         let has_option = !self.option.is_empty();
@@ -142,11 +168,11 @@ impl Sample {
             options: if has_option { vec![(*value).to_owned()] } else { Vec::new() },
         });
         Content {
-            shop: SHOP_DEFAULT.to_owned(),
+            shop: shop.to_owned(),
             handle: words.collect::<Vec<_>>().join("-"),
             title: self.title.to_owned(),
             description: self.description.to_owned(),
-            vendor: "Souk".to_owned(),
+            vendor: "Bab Doukkala".to_owned(),
             product_type: self.product_type.to_owned(),
             category: self.category.iter().map(|level| (*level).to_owned()).collect(),
             tags: self.tags.iter().map(|tag| (*tag).to_owned()).collect(),

@@ -2,7 +2,8 @@
 //!
 //! A map for a reader who has five minutes. Imports run downhill only, in this order:
 //!
-//! - [`node`] puts a node together from the parts below; `main.rs` is its command line, [`demo`] fills an empty one.
+//! - [`node`] puts a node together from the parts below; `main.rs` is its command line, [`demo`] fills an empty one,
+//!   [`admin`] is for whoever operates it.
 //! - [`http`]: the door. Requests become commands, answers and errors become JSON; no rule of commerce lives there.
 //! - [`rehearse`]: a crowd of buyers against a running service, through the door only.
 //! - [`actors`]: how an entity lives. One supervised actor for each cart, order, inventory item…; commands are decided
@@ -15,8 +16,11 @@
 //! `docs/paths/` follows a command, an activation and a checkout step by step; `docs/runtime.md` says what is guaranteed.
 
 pub mod actors;
+pub mod admin;
 pub mod demo;
 pub mod domain;
+#[cfg(test)]
+mod hostile;
 pub mod http;
 pub mod integrations;
 pub mod metrics;

@@ -1,25 +1,38 @@
-//! The command line: serve, import, inspect, rehearse. Reads the configuration; everything else is in the library.
+//! The command line: serve, import, inspect, rehearse, keys. Reads the configuration; everything else is in the library.
 
 use std::fs;
 use std::io::{self, Write};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use sha2::{Digest, Sha256};
+use souk::actors::clock::Clock;
 use souk::actors::gate::Bounds;
 use souk::actors::live::Live;
+use souk::admin::{AdminArgs, running_node};
+use souk::domain::time::SECOND_MS;
 use souk::http::Door;
-use souk::integrations::http_client::{Client, Limits, Origin, percent_encoded};
+use souk::http::browsers::Origin;
+use souk::http::client_address::{Network, Proxies, ProxyHeader};
+use souk::http::identity::keys::{Keys, SHOWN_FIRST_MS};
+use souk::http::identity::operators_token;
+use souk::http::limits::{Quota, Quotas};
+use souk::http::tls::Tls;
+use souk::integrations::http_client::percent_encoded;
 use souk::integrations::import_command::{Destination, ImportArgs};
+use souk::integrations::otlp::{self, Exporter};
 use souk::metrics::{Metrics, NodeCollector};
 use souk::node::{DataFolder, Node};
 use souk::persistence::inspect::{Inspection, inspect};
 use souk::persistence::{Embedded, OpenError, Options, Position};
 use souk::rehearse::RehearseArgs;
 use souk::{actors, demo, http};
+use tracing_subscriber::filter::{EnvFilter, Targets};
+use tracing_subscriber::layer::{Layer, SubscriberExt};
+use tracing_subscriber::util::SubscriberInitExt;
 
 type Failed = Box<dyn std::error::Error + Send + Sync>;
 
@@ -40,17 +53,19 @@ enum Command {
     Import(ImportArgs),
     Inspect(InspectArgs),
     Rehearse(RehearseArgs),
+    Admin(AdminArgs),
+    Keys(KeysArgs),
 }
 
 /// Run a node: the API over HTTP and WebSocket, the journal in a data folder
 #[derive(Args)]
 #[command(after_help = "\
 Examples:
-  souk serve --demo                          try it: fills an empty folder with goods
+  souk serve --demo                          try it: fills an empty folder with goods and accounts
   souk serve --listen 0.0.0.0:80 --data /var/lib/souk
 
-The operator's token is in the file `admin-token` of the data folder, or given as SOUK_ADMIN_TOKEN. SIGTERM or Ctrl-C
-drains: no new work is taken, what is in flight is finished, snapshots are written.")]
+The first admin is made by `souk admin create`. SIGTERM or Ctrl-C drains: no new work is taken, what is in flight is
+finished, snapshots are written.")]
 struct ServeArgs {
     /// Where to listen
     #[arg(long, default_value = "127.0.0.1:8080", env = "SOUK_LISTEN")]
@@ -60,21 +75,39 @@ struct ServeArgs {
     #[arg(long, value_name = "FOLDER", default_value = "./data", env = "SOUK_DATA")]
     data: PathBuf,
 
-    /// Fill an empty data folder with a small catalogue, and print the operator's token
+    /// Fill an empty data folder with a small catalogue and accounts, and print their password
     #[arg(long, env = "SOUK_DEMO")]
     demo: bool,
 
-    /// The operator's token, at least 16 characters; without it one is made at the first start
-    #[arg(long, value_name = "TOKEN", env = "SOUK_ADMIN_TOKEN", hide_env_values = true)]
-    admin_token: Option<String>,
+    /// The key that signs access tokens, Ed25519 as PKCS#8 PEM; without it the data folder has its own
+    #[arg(long, value_name = "FILE", env = "SOUK_SIGNING_KEY")]
+    signing_key: Option<PathBuf>,
+
+    /// Speak TLS, and nothing else, with this certificate chain in PEM form; read again when it changes
+    #[arg(long, value_name = "FILE", requires = "tls_key", env = "SOUK_TLS_CERT")]
+    tls_cert: Option<PathBuf>,
+
+    /// The private key of that certificate, in PEM form
+    #[arg(long, value_name = "FILE", requires = "tls_cert", env = "SOUK_TLS_KEY")]
+    tls_key: Option<PathBuf>,
 
     /// This node's name
     #[arg(long, default_value = "n1", env = "SOUK_NODE_NAME")]
     node_name: String,
 
-    /// Connections beyond these are turned away
-    #[arg(long, value_name = "N", default_value_t = 10_000, env = "SOUK_CONNECTIONS_MAX")]
+    /// Connections that may be open; past it those that rest longest give way, and then new ones are turned away
+    #[arg(long, value_name = "N", default_value_t = 12_000, env = "SOUK_CONNECTIONS_MAX")]
     connections_max: usize,
+
+    #[command(flatten)]
+    limits: LimitArgs,
+
+    #[command(flatten)]
+    proxies: ProxyArgs,
+
+    /// An origin whose pages may read answers (CORS); may be given several times, and without it there is none
+    #[arg(long = "cors-origin", value_name = "URL", env = "SOUK_CORS_ORIGIN", value_delimiter = ',')]
+    cors_origins: Vec<Origin>,
 
     /// Commands that may wait for one entity; past it callers hear 503 at once
     #[arg(long, value_name = "N", default_value_t = 1_024, env = "SOUK_WAITING_PER_ENTITY")]
@@ -100,9 +133,83 @@ struct ServeArgs {
     #[arg(long, env = "SOUK_CHECK_JOURNAL")]
     check_journal: bool,
 
+    /// Send spans to this OpenTelemetry collector, by OTLP over plain HTTP as JSON
+    #[arg(long, value_name = "URL", env = "SOUK_OTLP")]
+    otlp: Option<String>,
+
     /// How log lines are written; RUST_LOG says which
     #[arg(long, value_enum, default_value_t = LogFormat::Pretty, env = "SOUK_LOG_FORMAT")]
     log_format: LogFormat,
+}
+
+// No doc comment: clap would take it for the command's.
+#[derive(Args)]
+struct LimitArgs {
+    /// Reads of one caller: an average rate, and how many may come at once; 0 is no limit
+    #[arg(long, value_name = "QUOTA", default_value_t = Quotas::default().reads, env = "SOUK_LIMIT_READS")]
+    limit_reads: Quota,
+
+    /// Writes of one caller
+    #[arg(long, value_name = "QUOTA", default_value_t = Quotas::default().writes, env = "SOUK_LIMIT_WRITES")]
+    limit_writes: Quota,
+
+    /// Requests from one address that show or set a password
+    #[arg(long, value_name = "QUOTA", default_value_t = Quotas::default().login, env = "SOUK_LIMIT_LOGIN")]
+    limit_login: Quota,
+
+    /// Checkouts of one caller
+    #[arg(long, value_name = "QUOTA", default_value_t = Quotas::default().checkout, env = "SOUK_LIMIT_CHECKOUT")]
+    limit_checkout: Quota,
+
+    /// Requests with a token of `souk admin token`, whatever they are
+    #[arg(long, value_name = "QUOTA", default_value_t = Quotas::default().operator, env = "SOUK_LIMIT_OPERATOR")]
+    limit_operator: Quota,
+
+    /// No such limits at all: for a rehearsal, whose buyers all come from one address
+    #[arg(long, env = "SOUK_NO_LIMITS")]
+    no_limits: bool,
+}
+
+impl LimitArgs {
+    fn quotas(&self) -> Quotas {
+        if self.no_limits {
+            return Quotas::UNLIMITED;
+        }
+        Quotas {
+            reads: self.limit_reads,
+            writes: self.limit_writes,
+            login: self.limit_login,
+            checkout: self.limit_checkout,
+            operator: self.limit_operator,
+        }
+    }
+}
+
+#[derive(Args)]
+struct ProxyArgs {
+    /// A proxy that is believed about where a request comes from, by its address or range; may be given several times
+    #[arg(long = "trusted-proxy", value_name = "CIDR", env = "SOUK_TRUSTED_PROXY", value_delimiter = ',')]
+    trusted: Vec<Network>,
+
+    /// The header in which those proxies say it; the other one is not read
+    #[arg(long, value_enum, default_value_t = ProxyHeaderName::XForwardedFor, env = "SOUK_PROXY_HEADER")]
+    proxy_header: ProxyHeaderName,
+}
+
+impl ProxyArgs {
+    fn proxies(self) -> Proxies {
+        let header = match self.proxy_header {
+            ProxyHeaderName::XForwardedFor => ProxyHeader::XForwardedFor,
+            ProxyHeaderName::Forwarded => ProxyHeader::Forwarded,
+        };
+        Proxies { trusted: self.trusted, header }
+    }
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum ProxyHeaderName {
+    XForwardedFor,
+    Forwarded,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -118,8 +225,9 @@ Examples:
   souk inspect order ord_01ARZ3NDEKTSV4RRFFQ69G5FAV
   souk inspect inventory LANTERN-S --data /var/lib/souk
 
-Kinds: product, inventory, cart, order, payment, request. When a node is running on the data folder, it is asked;
-otherwise the journal is read here. Nothing is changed either way.")]
+Kinds: product, inventory, cart, order, payment, request, user, email, shop. When a node is running on the data folder,
+it is asked; otherwise the journal is read here. Nothing is changed either way. What is personal in an account is
+sealed, and an e-mail's id is its keyed hash.")]
 struct InspectArgs {
     kind: String,
     id: String,
@@ -128,9 +236,49 @@ struct InspectArgs {
     #[arg(long, value_name = "FOLDER", default_value = "./data", env = "SOUK_DATA")]
     data: PathBuf,
 
+    /// The running node's signing key, when it is not the data folder's own
+    #[arg(long, value_name = "FILE", env = "SOUK_SIGNING_KEY")]
+    signing_key: Option<PathBuf>,
+
     /// Print JSON
     #[arg(long)]
     json: bool,
+}
+
+/// The keys that sign access tokens: make a new one, or see which there are
+#[derive(Args)]
+#[command(after_help = "\
+Examples:
+  souk keys rotate --data /var/lib/souk      a new key; a running node takes it up within seconds
+  souk keys show --data /var/lib/souk        which key signs, and until when the others verify
+  souk keys show --json                      the public keys, as /.well-known/jwks.json shows them
+
+A new key is shown for some seconds before it signs, and a replaced one verifies for a day, so nobody is logged out. If a
+key may have been stolen, rotate and delete its file as well: within half a minute all tokens that it signed are refused,
+and clients renew them.")]
+struct KeysArgs {
+    #[command(subcommand)]
+    command: KeysCommand,
+}
+
+#[derive(Subcommand)]
+enum KeysCommand {
+    /// Make a new key, and remove those that have retired
+    Rotate {
+        /// The data folder of the node, running or stopped
+        #[arg(long, value_name = "FOLDER", default_value = "./data", env = "SOUK_DATA")]
+        data: PathBuf,
+    },
+    /// List the keys, newest first; nothing secret is shown
+    Show {
+        /// The data folder of the node, running or stopped
+        #[arg(long, value_name = "FOLDER", default_value = "./data", env = "SOUK_DATA")]
+        data: PathBuf,
+
+        /// Print the public keys as a JSON Web Key Set
+        #[arg(long)]
+        json: bool,
+    },
 }
 
 fn main() -> ExitCode {
@@ -139,7 +287,14 @@ fn main() -> ExitCode {
         Command::Serve(args) => args.log_format,
         _ => LogFormat::Pretty,
     };
-    log_to_stderr(format, matches!(cli.command, Command::Serve(_)));
+    let serving = match &cli.command {
+        Command::Serve(args) => Some(args),
+        _ => None,
+    };
+    let exporter = match listen(format, serving) {
+        Ok(exporter) => exporter,
+        Err(error) => return failed(&*error),
+    };
     let mut tokio = match &cli.command {
         // Buyers on one thread take as little as can be from the server that they measure.
         Command::Rehearse(_) => tokio::runtime::Builder::new_current_thread(),
@@ -150,11 +305,16 @@ fn main() -> ExitCode {
         Err(error) => return failed(&error),
     };
     let ended = tokio.block_on(async {
+        if let Some(exporter) = exporter {
+            tokio::spawn(exporter.run());
+        }
         match cli.command {
             Command::Serve(args) => serve(args).await.map(|()| ExitCode::SUCCESS),
             Command::Import(args) => import(args).await,
             Command::Inspect(args) => inspect_entity(args).await.map(|()| ExitCode::SUCCESS),
             Command::Rehearse(args) => Ok(args.run().await),
+            Command::Admin(args) => args.run().await.map(|()| ExitCode::SUCCESS),
+            Command::Keys(args) => keys(args.command).map(|()| ExitCode::SUCCESS),
         }
     });
     // Blocking reads that are still under way must not keep the process.
@@ -167,25 +327,40 @@ fn failed(error: &dyn std::error::Error) -> ExitCode {
     ExitCode::FAILURE
 }
 
-fn log_to_stderr(format: LogFormat, serving: bool) {
+/// Says where log lines go, and spans if they are wanted; what is returned then sends them.
+fn listen(format: LogFormat, serving: Option<&ServeArgs>) -> Result<Option<Exporter>, Failed> {
     // The store below the journal tells of its own housekeeping at this level.
-    let default = if serving { "info,fjall=warn,lsm_tree=warn" } else { "warn" };
-    let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| default.into());
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
-    match format {
-        LogFormat::Pretty => log.with_target(false).init(),
-        LogFormat::Json => log.json().init(),
-    }
+    let default = if serving.is_some() { "info,fjall=warn,lsm_tree=warn" } else { "warn" };
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| default.into());
+    let log = tracing_subscriber::fmt::layer().with_writer(io::stderr);
+    let log = match format {
+        LogFormat::Pretty => log.with_target(false).boxed(),
+        LogFormat::Json => log.json().boxed(),
+    };
+    let (spans, exporter) = match serving.and_then(|args| Some((args.otlp.as_deref()?, &args.node_name))) {
+        Some((url, node)) => otlp::to(url, node).map(|(recorder, exporter)| (Some(recorder), Some(exporter)))?,
+        None => (None, None),
+    };
+    // Spans are told whatever the log is made to say.
+    let spans = spans.map(|recorder| recorder.with_filter(Targets::new().with_target("souk", tracing::Level::INFO)));
+    tracing_subscriber::registry().with(log.with_filter(filter)).with(spans).init();
+    Ok(exporter)
 }
 
 // Serve -------------------------------------------------------------------------------------------------------------
 
 /// How long a start waits for lists and search to know all that the journal does.
 const LISTS_WAIT: Duration = Duration::from_secs(10);
+/// Files that may be open besides sockets: most of them the journal's.
+const OTHER_FILES: u64 = 1_000;
 /// How long a drain may take in all.
 const DRAIN_DEADLINE: Duration = Duration::from_secs(30);
 
 async fn serve(args: ServeArgs) -> Result<(), Failed> {
+    let tls = match (&args.tls_cert, &args.tls_key) {
+        (Some(certificate), Some(key)) => Some(Arc::new(Tls::open(certificate, key)?)),
+        _ => None,
+    };
     let folder = DataFolder::open(&args.data)?;
     let config = actors::Config {
         bounds: Bounds { per_entity: args.waiting_per_entity, per_node: args.waiting_per_node },
@@ -198,36 +373,46 @@ async fn serve(args: ServeArgs) -> Result<(), Failed> {
     if args.check_journal {
         journal.verify_batches = usize::MAX;
     }
-    let node = Node::open(&folder, journal, config).await?;
-    let token = admin_token(&folder, args.admin_token)?;
+    let node = Node::open(&folder, args.signing_key.as_deref(), journal, config).await?;
     // Taken before anything is said of it: port 0 asks the system for a free one.
     let listener = http::server::bind(args.listen)?;
-    let url = url_of(listener.local_addr()?);
+    let url = url_of(listener.local_addr()?, tls.is_some());
     if args.demo {
         if node.runtime.journal().highest() == Position(0) {
-            let products = demo::fill(&node.runtime).await.map_err(|error| format!("the demo could not be set up: {error}"))?;
+            let filled = demo::fill(&node.runtime, &node.identity).await;
+            let products = filled.map_err(|error| format!("the demo could not be set up: {error}"))?;
             println!("The demo shop has {products} products.");
         }
-        println!("Operator's token: {token}");
-        println!("Shop:             {url}/api/products");
+        println!("Accounts: {}, all with the password {}", demo::ACCOUNTS.join(", "), demo::PASSWORD);
+        println!("Shop:     {url}/api/products");
         io::stdout().flush()?;
     }
 
     if !node.read_models.reached(node.runtime.journal().highest(), LISTS_WAIT).await {
         tracing::warn!("the lists are still catching up with the journal; until then they show less");
     }
+    let defaults = http::Config::default();
+    let (connections_max, live_sessions_max) = within_file_limit(args.connections_max, defaults.live_sessions_max);
     let door_config = http::Config {
         listen: args.listen,
         node_name: args.node_name,
-        connections_max: args.connections_max,
-        admin_token_sha256: Some(Sha256::digest(token.as_bytes()).into()),
+        connections_max,
+        live_sessions_max,
+        quotas: args.limits.quotas(),
+        proxies: args.proxies.proxies(),
+        cors_origins: args.cors_origins,
         drain_deadline: DRAIN_DEADLINE,
-        ..http::Config::default()
+        tls,
+        ..defaults
     };
     let live = Live::start(node.journal.clone());
-    let collector = NodeCollector { runtime: node.runtime.clone(), read_models: node.read_models.clone() };
+    let collector = NodeCollector {
+        runtime: node.runtime.clone(),
+        read_models: node.read_models.clone(),
+        payment_providers: node.payment_providers.clone(),
+    };
     let metrics = Metrics::new(|registry| registry.register_collector(Box::new(collector)));
-    let door = Door::new(node.runtime.clone(), node.read_models.clone(), live, metrics, door_config)?;
+    let door = Door::new(node.runtime.clone(), node.read_models.clone(), live, node.identity.clone(), metrics, door_config)?;
     fs::write(folder.address(), format!("{url}\n"))?;
 
     let (journal, runtime) = (node.journal.clone(), node.runtime.clone());
@@ -253,15 +438,31 @@ async fn serve(args: ServeArgs) -> Result<(), Failed> {
     }
 }
 
+/// Has the system let this process open as many files as it ever would, and returns how many connections and live
+/// sessions there may be of those that are wanted. With more, the journal could find no file left to open.
+fn within_file_limit(connections: usize, sessions: usize) -> (usize, usize) {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+    let raised = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });
+    let Some(files) = (if raised.is_ok() { maximum } else { current }) else { return (connections, sessions) };
+    let room = usize::try_from(files - OTHER_FILES.min(files / 2)).unwrap_or(usize::MAX);
+    let allowed = connections.min(room / 4 * 3);
+    if allowed < connections {
+        tracing::warn!(allowed, wanted = connections, files, "fewer connections than wanted: the limit of open files is too low");
+    }
+    (allowed, sessions.min(room - allowed))
+}
+
 /// Where somebody on this machine reaches the node.
-fn url_of(mut address: SocketAddr) -> String {
+fn url_of(mut address: SocketAddr, is_tls: bool) -> String {
     if address.ip().is_unspecified() {
         address.set_ip(match address {
             SocketAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
             SocketAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
         });
     }
-    format!("http://{address}")
+    let scheme = if is_tls { "https" } else { "http" };
+    format!("{scheme}://{address}")
 }
 
 /// Resolves on SIGTERM or Ctrl-C.
@@ -282,50 +483,15 @@ async fn told_to_stop() {
     }
 }
 
-/// The token given, else the one kept in the data folder, else a new one that is kept there, readable by this user only.
-fn admin_token(folder: &DataFolder, given: Option<String>) -> Result<String, Failed> {
-    if let Some(token) = given {
-        return match token.len() {
-            16.. => Ok(token),
-            _ => Err("the operator's token must have at least 16 characters".into()),
-        };
-    }
-    let path = folder.admin_token();
-    match fs::read_to_string(&path) {
-        Ok(token) if token.trim().len() >= 16 => return Ok(token.trim().to_owned()),
-        Ok(_) => {
-            return Err(
-                format!("{} holds no token of at least 16 characters; delete it and a new one is made", path.display()).into()
-            );
-        }
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        Err(error) => return Err(format!("{}: {error}", path.display()).into()),
-    }
-    let mut bytes = [0_u8; 32];
-    getrandom::fill(&mut bytes).map_err(|error| error.to_string())?;
-    let token = hex(&bytes);
-    use std::os::unix::fs::OpenOptionsExt;
-    let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path)?;
-    writeln!(file, "{token}")?;
-    file.sync_all()?;
-    tracing::info!("the operator's token is in {}", path.display());
-    Ok(token)
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
 // Import ------------------------------------------------------------------------------------------------------------
 
 async fn import(args: ImportArgs) -> Result<ExitCode, Failed> {
     let report = match args.destination() {
         Destination::Node { url } => args.into_node(url).await?,
         Destination::DataFolder(path) => {
-            let node =
-                Node::open(&DataFolder::open(path)?, Options::default(), actors::Config::default()).await.map_err(|error| {
-                    format!("{error}. If a node is running on this folder, import into it with --url and --token.")
-                })?;
+            let node = Node::open(&DataFolder::open(path)?, None, Options::default(), actors::Config::default()).await.map_err(
+                |error| format!("{error}. If a node is running on this folder, import into it with --url and --token."),
+            )?;
             let report = args.into_catalogue(node.catalogue()).await;
             node.close(DRAIN_DEADLINE).await;
             report?
@@ -355,19 +521,17 @@ async fn inspect_entity(args: InspectArgs) -> Result<(), Failed> {
     Ok(())
 }
 
-/// The journal belongs to the running node, which left its address and the operator's token in the data folder.
+/// The journal belongs to the running node, which left its address in the data folder.
 async fn ask_running_node(folder: &DataFolder, args: &InspectArgs) -> Result<Inspection, Failed> {
-    let address = fs::read_to_string(folder.address())
-        .map_err(|_| "the data folder is in use by a process that is not serving (an import?): try again when it is done")?;
-    let token = fs::read_to_string(folder.admin_token()).unwrap_or_default();
-    let token = std::env::var("SOUK_ADMIN_TOKEN").unwrap_or(token);
-    let mut client = Client::new(Origin::parse(address.trim())?, Limits::default()).with_token(token.trim())?;
+    let token = operators_token(folder.signing_keys(args.signing_key.as_deref())?, Clock::default().now())?;
+    let Some(mut client) = running_node(folder, &token)? else {
+        return Err("the data folder is in use by a process that is not serving (an import?): try again when it is done".into());
+    };
     let path = format!("/api/cluster/entities/{}/{}", args.kind, percent_encoded(&args.id));
     let answer = client.get(&path, &[]).await?;
     match answer.status.as_u16() {
         200 => Ok(serde_json::from_slice(&answer.body)?),
-        _ => Err(format!("the node at {} answered {}: {}", address.trim(), answer.status, String::from_utf8_lossy(&answer.body))
-            .into()),
+        _ => Err(format!("the node answered {}: {}", answer.status, String::from_utf8_lossy(&answer.body)).into()),
     }
 }
 
@@ -380,6 +544,36 @@ fn print_inspection(inspection: &Inspection) -> Result<(), Failed> {
         let version = record.get("entityversion").and_then(serde_json::Value::as_u64).unwrap_or_default();
         let data = record.get("data").map(ToString::to_string).unwrap_or_default();
         println!("{version:>6}  {}  {:<28} by {}  {data}", text("time"), text("type"), text("askedby"));
+    }
+    Ok(())
+}
+
+// Keys --------------------------------------------------------------------------------------------------------------
+
+fn keys(command: KeysCommand) -> Result<(), Failed> {
+    let now = Clock::default().now();
+    match command {
+        KeysCommand::Rotate { data } => {
+            let kid = Keys::open(&DataFolder::existing(&data)?.keys(), now)?.rotate(now)?;
+            println!("The new key is {kid}. It signs in {} seconds.", SHOWN_FIRST_MS / SECOND_MS);
+        }
+        KeysCommand::Show { data, json } => {
+            let keys = Keys::open_existing(&DataFolder::existing(&data)?.keys(), now)?.current(now);
+            if json {
+                println!("{}", serde_json::to_string_pretty(&keys.to_jwks(now))?);
+                return Ok(());
+            }
+            let signs = keys.signing(now).map(|key| key.kid.as_str());
+            for key in keys.verifying(now) {
+                let made = key.made.map(|made| made.to_string()).unwrap_or_default();
+                let does = match key.retires() {
+                    _ if signs == Some(key.kid.as_str()) => "signs".to_owned(),
+                    Some(retires) => format!("verifies until {retires}"),
+                    None => "will sign within seconds".to_owned(),
+                };
+                println!("{}  made {made}  {does}", key.kid);
+            }
+        }
     }
     Ok(())
 }

@@ -14,6 +14,8 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 
 use crate::actors::Runtime;
+use crate::integrations::breaker::{Census, State};
+use crate::integrations::payment_providers::PaymentProviders;
 use crate::read_models::ReadModels;
 
 /// The media type of the exposition.
@@ -35,14 +37,21 @@ pub struct Routed {
     pub method: &'static str,
 }
 
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct Refused {
+    pub budget: &'static str,
+}
+
 /// The metrics, each to be touched where what it counts happens. Clones share them.
 #[derive(Clone)]
 pub struct Metrics {
     registry: Arc<Registry>,
     pub http_requests: Family<Answered, Counter>,
     pub http_latency: Family<Routed, Histogram, fn() -> Histogram>,
+    pub http_requests_refused: Family<Refused, Counter>,
     pub http_connections: Gauge,
     pub http_connections_refused: Counter,
+    pub http_tls_handshakes_failed: Counter,
     pub live_sessions: Gauge,
     pub live_watches: Gauge,
 }
@@ -53,8 +62,10 @@ impl Metrics {
         let latency: fn() -> Histogram = || Histogram::new(LATENCY_SECONDS);
         let http_requests = Family::default();
         let http_latency = Family::new_with_constructor(latency);
+        let http_requests_refused = Family::default();
         let http_connections = Gauge::default();
         let http_connections_refused = Counter::default();
+        let http_tls_handshakes_failed = Counter::default();
         let live_sessions = Gauge::default();
         let live_watches = Gauge::default();
 
@@ -66,11 +77,21 @@ impl Metrics {
             Unit::Seconds,
             http_latency.clone(),
         );
+        registry.register(
+            "http_requests_refused",
+            "Requests refused because their caller had spent its budget, by budget",
+            http_requests_refused.clone(),
+        );
         registry.register("http_connections", "Open HTTP connections", http_connections.clone());
         registry.register(
             "http_connections_refused",
             "Connections closed at once because there were too many",
             http_connections_refused.clone(),
+        );
+        registry.register(
+            "http_tls_handshakes_failed",
+            "TLS handshakes that failed or took too long",
+            http_tls_handshakes_failed.clone(),
         );
         registry.register("live_sessions", "Open WebSocket sessions", live_sessions.clone());
         registry.register("live_watches", "Topics that somebody follows, counted once for each follower", live_watches.clone());
@@ -79,8 +100,10 @@ impl Metrics {
             registry: Arc::new(registry),
             http_requests,
             http_latency,
+            http_requests_refused,
             http_connections,
             http_connections_refused,
+            http_tls_handshakes_failed,
             live_sessions,
             live_watches,
         }
@@ -100,6 +123,7 @@ impl Metrics {
 pub struct NodeCollector {
     pub runtime: Runtime,
     pub read_models: Arc<ReadModels>,
+    pub payment_providers: Arc<PaymentProviders>,
 }
 
 impl std::fmt::Debug for NodeCollector {
@@ -146,8 +170,65 @@ impl Collector for NodeCollector {
         for (kind, count) in census.residents {
             residents.get_or_create(&OfKind { kind }).set(i64::try_from(count).unwrap_or(i64::MAX));
         }
-        residents.encode(encoder.encode_descriptor("entity_residents", "Entities in memory", None, residents.metric_type())?)
+        residents.encode(encoder.encode_descriptor(
+            "entity_residents",
+            "Entities in memory",
+            None,
+            residents.metric_type(),
+        )?)?;
+        encode_breakers(self.payment_providers.breakers(), encoder)
     }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OfProvider {
+    provider: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OfProviderAndState {
+    provider: &'static str,
+    state: &'static str,
+}
+
+fn encode_breakers(breakers: impl Iterator<Item = Census>, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
+    let states = Family::<OfProviderAndState, Gauge>::default();
+    let transitions = Family::<OfProviderAndState, Counter>::default();
+    let refused = Family::<OfProvider, Counter>::default();
+    let failed = Family::<OfProvider, Counter>::default();
+    for Census { provider, state, transitions: times, refused: refused_calls, failed: failed_calls } in breakers {
+        for (each, times) in State::ALL.into_iter().zip(times) {
+            let label = OfProviderAndState { provider, state: each.name() };
+            states.get_or_create(&label).set(i64::from(each == state));
+            transitions.get_or_create(&label).inc_by(times);
+        }
+        refused.get_or_create(&OfProvider { provider }).inc_by(refused_calls);
+        failed.get_or_create(&OfProvider { provider }).inc_by(failed_calls);
+    }
+    states.encode(encoder.encode_descriptor(
+        "breaker_state",
+        "The state of a provider's breaker: 1",
+        None,
+        states.metric_type(),
+    )?)?;
+    transitions.encode(encoder.encode_descriptor(
+        "breaker_transitions",
+        "Times that a provider's breaker came into a state",
+        None,
+        transitions.metric_type(),
+    )?)?;
+    refused.encode(encoder.encode_descriptor(
+        "breaker_refused",
+        "Calls to a provider that its breaker refused",
+        None,
+        refused.metric_type(),
+    )?)?;
+    failed.encode(encoder.encode_descriptor(
+        "provider_failed",
+        "Calls to a provider that failed or took too long",
+        None,
+        failed.metric_type(),
+    )?)
 }
 
 #[cfg(test)]

@@ -11,12 +11,17 @@ use std::time::Duration;
 
 use ulid::Ulid;
 
+use crate::actors::clock::Clock;
 use crate::actors::runtime::StartError;
 use crate::actors::{AskError, Builder, Caller, Config, Failure, Runtime};
 use crate::domain::product::{self, Content, SHOP_DEFAULT};
-use crate::domain::{CommandId, Inventory, Product, every_kind, ids, payment};
+use crate::domain::{CommandId, Inventory, Product, every_kind, ids, payment, user};
+use crate::http::identity::keys::Keys;
+use crate::http::identity::{Identity, IdentityError};
+use crate::http::sealing::Shredder;
 use crate::integrations::import::{Catalogue, CatalogueError};
-use crate::integrations::sandbox::Providers;
+use crate::integrations::payment_providers::PaymentProviders;
+use crate::integrations::sandbox::{self, Sandbox};
 use crate::persistence::{Embedded, OpenError, Options, Snapshots};
 use crate::read_models::{ReadModelError, ReadModels};
 
@@ -37,6 +42,12 @@ impl DataFolder {
         Ok(DataFolder(path.to_owned()))
     }
 
+    /// A folder that is there already, for whoever only looks.
+    pub fn existing(path: &Path) -> Result<Self, NodeError> {
+        fs::read_dir(path).map_err(|source| NodeError::DataFolder { path: path.to_owned(), source })?;
+        Ok(DataFolder(path.to_owned()))
+    }
+
     pub fn journal(&self) -> PathBuf {
         self.0.join("journal")
     }
@@ -49,9 +60,19 @@ impl DataFolder {
         self.0.join("read-models")
     }
 
-    /// The operator's token of this node, made at its first start.
-    pub fn admin_token(&self) -> PathBuf {
-        self.0.join("admin-token")
+    /// The keys that sign access tokens, one PEM file for each.
+    pub fn keys(&self) -> PathBuf {
+        self.0.join("keys")
+    }
+
+    /// The secret of this installation. Without it no account is found by its e-mail: keep a copy of it.
+    pub fn secret(&self) -> PathBuf {
+        self.0.join("secret")
+    }
+
+    /// The keys that seal personal data, one for each user. No backup of it may outlive what a deletion promises.
+    pub fn vault(&self) -> PathBuf {
+        self.0.join("vault")
     }
 
     /// Where the running node can be reached.
@@ -70,6 +91,19 @@ pub enum NodeError {
     Runtime(#[from] StartError),
     #[error(transparent)]
     ReadModels(#[from] ReadModelError),
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+}
+
+impl DataFolder {
+    /// The keys that sign access tokens: the folder's own, whose first is made, unless one is given.
+    pub fn signing_keys(&self, given: Option<&Path>) -> Result<Keys, IdentityError> {
+        let now = Clock::default().now();
+        Ok(match given {
+            Some(file) => Keys::given(file, now)?,
+            None => Keys::open(&self.keys(), now)?,
+        })
+    }
 }
 
 /// A node without its door.
@@ -77,20 +111,31 @@ pub struct Node {
     pub journal: Arc<Embedded>,
     pub runtime: Runtime,
     pub read_models: Arc<ReadModels>,
+    pub identity: Arc<Identity>,
+    pub payment_providers: Arc<PaymentProviders>,
 }
 
 impl Node {
-    pub async fn open(folder: &DataFolder, journal: Options, config: Config) -> Result<Node, NodeError> {
+    pub async fn open(
+        folder: &DataFolder,
+        signing_key: Option<&Path>,
+        journal: Options,
+        config: Config,
+    ) -> Result<Node, NodeError> {
         let (journal, report) = Embedded::open(&folder.journal(), journal)?;
         for repair in &report.repairs {
             tracing::warn!("the journal was repaired: {repair}");
         }
+        let keys = folder.signing_keys(signing_key)?;
+        let identity = Arc::new(Identity::open(keys, &folder.secret(), &folder.vault())?);
         let snapshots = Arc::new(Snapshots::open(&folder.snapshots()));
         let mut builder = Builder::new(journal.clone(), snapshots, config);
         every_kind(&mut builder);
-        let runtime = builder.outside::<payment::Provider>(Arc::new(Providers)).start().await?;
+        let payment_providers = Arc::new(PaymentProviders::default().with(sandbox::NAME, Sandbox));
+        let builder = builder.outside::<payment::Provider>(payment_providers.clone());
+        let runtime = builder.outside::<user::Vault>(Arc::new(Shredder(identity.vault.clone()))).start().await?;
         let read_models = ReadModels::open(folder.read_models(), journal.clone())?;
-        Ok(Node { journal, runtime, read_models })
+        Ok(Node { journal, runtime, read_models, identity, payment_providers })
     }
 
     /// Lets what is in flight finish, has entities write their snapshots, and closes the journal.

@@ -18,11 +18,13 @@ use std::time::Duration;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
+use souk::domain::email::EmailHash;
 use souk::domain::order::Owner;
 use souk::domain::request::{Answer, Seed};
+use souk::domain::user::{Sealed, SealedEmail};
 use souk::domain::{
-    Cart, CommandId, Currency, Entity, EveryKind, Inventory, Money, Order, Payment, Product, Request, Timestamp, cart,
-    every_kind, inventory, order, payment, product, request,
+    Cart, CommandId, Currency, Email, Entity, EveryKind, Inventory, Money, Order, Payment, Product, Request, Shop, Timestamp,
+    User, cart, email, every_kind, inventory, order, payment, product, request, shop, user,
 };
 use souk::persistence::record::{Cause, Payload, PayloadWriter, raw_records};
 use souk::persistence::{Append, Embedded, EntityKey, Journal, Options, Wake};
@@ -36,6 +38,10 @@ const PRODUCT: &str = "prod_01M7XTJ72XFBZWPK91BJAAFXTS";
 const REQUEST: &str = "2c26b46b68ffc68ff99b453c1d30413413422d706483bfa0f98a5e886266e7ae";
 const SHOP: &str = "shop_01M7XTJ72XFBZWPK91BJAAFXTS";
 const USER: &str = "usr_01M7XTJ72XFBZWPK91BJAAFXTS";
+const SESSION: &str = "ses_01M7XTHE7A1DG5ZFV3YB8HNKSC";
+const API_KEY: &str = "key_01M7XTHH9XPR2M6CWQ4TJ0EVDB";
+const EMAIL: &str = "5d2f3c1b9e7a84060f1e2d3c4b5a69788796a5b4c3d2e1f00f1e2d3c4b5a6978";
+const SECRET_SHA256: &str = "2bb80d537b1da3e38bd30361aa855686bde0eacd7162fef6a25fe97bf527a25b";
 const SKU: &str = "LANTERN-S";
 const CORRELATION: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
 
@@ -289,7 +295,8 @@ fn request_samples() -> Vec<Sample> {
         secret: "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08".into(),
     };
     let headers = BTreeMap::from([("location".to_owned(), format!("/api/orders/{ORDER}"))]);
-    let answer = Answer { status: 201, headers, body: format!("{{\"id\":\"{ORDER}\",\"status\":\"paid\"}}") };
+    let (body, sealed_by) = ("s1.c2VhbGVk".to_owned(), Some("guests-2026-11-21".to_owned()));
+    let answer = Answer { status: 201, headers, body, sealed_by };
     samples!(Request, REQUEST, [
         Begun { .. } => "request.begun",
             Begun { fingerprint: "fcde2b2edba56bf408601fb721fe9b5c338d10ee429ea04fae5511b68fbf8fb9".into(), seed };
@@ -297,9 +304,84 @@ fn request_samples() -> Vec<Sample> {
     ])
 }
 
+fn sealed() -> Sealed {
+    Sealed("v1.3QJmLr0bC9eWn1xHcTgYk2uVfA5oSdPz8iKqRjBw7lE".into())
+}
+
+fn sealed_email() -> SealedEmail {
+    SealedEmail { hash: EmailHash(EMAIL.into()), sealed: sealed() }
+}
+
+#[rustfmt::skip]
+fn user_samples() -> Vec<Sample> {
+    use user::Event::*;
+    let session = || SESSION.to_owned();
+    let key = || API_KEY.to_owned();
+    let secret_sha256 = || SECRET_SHA256.to_owned();
+    let time = || at("2026-11-21T01:10:01.042Z");
+    let scopes = BTreeSet::from(["inventory:write".to_owned(), "products:write".to_owned()]);
+    samples!(User, USER, [
+        RegistrationRequested { .. } => "user.registration.requested",
+            RegistrationRequested { id: USER.into(), command: command(), email: sealed_email(), profile: sealed(), password_hash: sealed() };
+        RegistrationRefused => "user.registration.refused", RegistrationRefused;
+        Created { .. } => "user.created", Created { created_at: time() };
+        Updated { .. } => "user.updated", Updated { email: sealed_email(), claim: 2, profile: sealed() };
+        EmailChangeRequested { .. } => "user.email.change_requested",
+            EmailChangeRequested { command: command(), email: sealed_email(), claim: 2 };
+        EmailChangeRefused { .. } => "user.email.change_refused", EmailChangeRefused { claim: 2 };
+        EmailReleased { .. } => "user.email.released", EmailReleased { claim: 1 };
+        PasswordChanged { .. } => "user.password.changed", PasswordChanged { password_hash: sealed(), kept: Some(session()) };
+        RoleGranted { .. } => "user.role.granted", RoleGranted { role: user::Role::Admin };
+        RoleRevoked { .. } => "user.role.revoked", RoleRevoked { role: user::Role::Admin };
+        CartUsed { .. } => "user.cart.used", CartUsed { cart: CART.into() };
+        ShopAttached { .. } => "user.shop.attached", ShopAttached { shop: SHOP.into() };
+        ShopClosed => "user.shop.closed", ShopClosed;
+        SessionOpened { .. } => "user.session.opened",
+            SessionOpened { session: session(), secret_sha256: secret_sha256(), device: sealed(), opened_at: time() };
+        SessionRefreshed { .. } => "user.session.refreshed",
+            SessionRefreshed { session: session(), secret_sha256: secret_sha256(), used_at: time() };
+        SessionEnded { .. } => "user.session.ended", SessionEnded { session: session(), because: user::Ending::Reused };
+        SessionsEnded { .. } => "user.sessions.ended", SessionsEnded { kept: Some(session()) };
+        ApiKeyCreated { .. } => "user.api_key.created",
+            ApiKeyCreated { key: key(), secret_sha256: secret_sha256(), scopes, label: sealed(), created_at: time() };
+        ApiKeyRevoked { .. } => "user.api_key.revoked", ApiKeyRevoked { key: key() };
+        Deleted => "user.deleted", Deleted;
+        SealDestroyed => "user.seal.destroyed", SealDestroyed;
+    ])
+}
+
+#[rustfmt::skip]
+fn email_samples() -> Vec<Sample> {
+    use email::Event::*;
+    let user = || USER.to_owned();
+    let until = || at("2026-11-21T02:12:12.653Z");
+    samples!(Email, EMAIL, [
+        Claimed { .. } => "email.claimed", Claimed { user: user(), claim: 1 };
+        Released { .. } => "email.released", Released { user: user(), claim: 1, until: until() };
+        Closed { .. } => "email.closed", Closed { user: user(), claim: 1, until: until() };
+    ])
+}
+
+#[rustfmt::skip]
+fn shop_samples() -> Vec<Sample> {
+    use shop::Event::*;
+    let owner = || USER.to_owned();
+    let content = || shop::Content { name: "Lanterns of Fez".into(), description: "Copper and brass, beaten by hand.".into() };
+    samples!(Shop, SHOP, [
+        OpeningRequested { .. } => "shop.opening.requested",
+            OpeningRequested { id: SHOP.into(), command: command(), owner: owner(), content: content() };
+        OpeningRefused { .. } => "shop.opening.refused",
+            OpeningRefused { other: Some("shop_01M7XTGZ8C3W5K9RJYD2VNQPTX".into()) };
+        Created { .. } => "shop.created", Created { owner: owner(), content: content() };
+        Updated { .. } => "shop.updated", Updated { content: content() };
+        Closed => "shop.closed", Closed;
+    ])
+}
+
 fn samples() -> Vec<Sample> {
-    let kinds = [product_samples(), inventory_samples(), cart_samples(), order_samples(), payment_samples(), request_samples()];
-    kinds.into_iter().flatten().collect()
+    let trade = [product_samples(), inventory_samples(), cart_samples(), order_samples(), payment_samples(), request_samples()];
+    let kinds = trade.into_iter().chain([user_samples(), email_samples(), shop_samples()]);
+    kinds.flatten().collect()
 }
 
 // The files ---------------------------------------------------------------------------------------------------------

@@ -16,10 +16,11 @@ use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use tokio::sync::Semaphore;
+use tracing::Instrument;
 
 use super::ask::{Caller, Failure};
 use crate::domain::{Outside, Timestamp};
-use crate::integrations::Integration;
+use crate::integrations::{Call, Integration};
 
 /// How long an attempt of a debt may take; then its outcome is unknown.
 pub const ATTEMPT: Duration = Duration::from_secs(10);
@@ -52,7 +53,7 @@ pub struct Attempt {
     pub again_at: Timestamp,
 }
 
-type Carry<T> = Box<dyn Fn(<T as Outside>::Request, String) -> BoxFuture<'static, <T as Outside>::Answer> + Send + Sync>;
+type Carry<T> = Box<dyn Fn(<T as Outside>::Request, Call) -> BoxFuture<'static, <T as Outside>::Answer> + Send + Sync>;
 
 /// The way to an integration.
 pub struct OutsidePort<T: Outside> {
@@ -63,9 +64,9 @@ pub struct OutsidePort<T: Outside> {
 impl<T: Outside> OutsidePort<T> {
     pub fn new(integration: Arc<impl Integration<T>>) -> Self {
         OutsidePort {
-            carry: Box::new(move |request, key| {
+            carry: Box::new(move |request, call| {
                 let integration = integration.clone();
-                Box::pin(async move { integration.carry(request, key).await })
+                Box::pin(async move { integration.carry(request, call).await })
             }),
             room: Arc::new(Semaphore::new(CALLS_MAX)),
         }
@@ -81,7 +82,9 @@ impl<T: Outside> Port for OutsidePort<T> {
         let Ok(place) = self.room.clone().try_acquire_owned() else {
             return answer(Err(Failure::Overloaded("too many calls to this provider are under way")));
         };
-        let call = (self.carry)(*request, caller.command.0);
+        // What is logged on the way shows whose request it was, however long ago.
+        let span = tracing::info_span!("call", to = T::NAME, key = %caller.command, trace = %caller.correlation);
+        let call = (self.carry)(*request, Call::new(caller.command.0, caller.correlation)).instrument(span);
         tokio::spawn(async move {
             let outcome = tokio::time::timeout(caller.timeout, call).await;
             drop(place);

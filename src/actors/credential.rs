@@ -1,72 +1,167 @@
 //! What a caller holds, and what that opens. Tokens themselves are never kept, compared or logged: only their SHA-256 is.
 
 use std::fmt::Write;
+use std::sync::Arc;
 
+use futures_util::future::BoxFuture;
 use sha2::{Digest, Sha256};
 
-use crate::domain::order::Owner;
+use super::Failure;
+use super::permissions::{Permission, Rank, Reach};
+use crate::domain::order::{Draft, Owner};
 
-/// The longest token that is looked at, in bytes.
-const TOKEN_BYTES_MAX: usize = 4096;
+/// The account that everything is done under that the operator of a node does from its own machine.
+pub const OPERATOR: &str = "operator";
 
 /// Recognises callers by the token that they bear.
-#[derive(Debug, Clone, Default)]
-pub struct Gate {
-    admin_token_sha256: Option<[u8; 32]>,
+pub trait Gate: Send + Sync {
+    /// No token is nobody, and one that is not of an account may be a guest's.
+    fn recognise<'a>(&'a self, token: Option<&'a str>) -> BoxFuture<'a, Result<Credential, NotRecognised>>;
+
+    /// Whether what this account was recognised by still counts, for those who stay long. In doubt it does.
+    fn still_counts<'a>(&'a self, account: &'a Account) -> BoxFuture<'a, bool>;
+}
+
+/// Why a token that was shown is none.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum NotRecognised {
+    #[error("{0}")]
+    Refused(&'static str),
+    #[error(transparent)]
+    Failed(#[from] Failure),
 }
 
 /// Who a caller has shown to be.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Credential {
-    token_sha256: Option<String>,
-    admin: bool,
+pub enum Credential {
+    #[default]
+    Nobody,
+    /// Whoever bears a token that is no account's.
+    Bearer {
+        token_sha256: String,
+    },
+    Account(Arc<Account>),
 }
 
-impl Gate {
-    /// Without a hash nobody is an admin.
-    pub fn new(admin_token_sha256: Option<[u8; 32]>) -> Self {
-        Gate { admin_token_sha256 }
+/// An account as it was when its token was last looked at.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Account {
+    pub user: Arc<str>,
+    /// `None` for an API key and for the operator.
+    pub session: Option<String>,
+    /// `Customer` is among them.
+    pub ranks: Vec<Rank>,
+    pub shop: Option<String>,
+    /// What an API key is for.
+    pub key: Option<Key>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Key {
+    pub id: Arc<str>,
+    pub scopes: Vec<Permission>,
+}
+
+/// How far a permission reaches for a caller, over all that it is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Reaches {
+    pub own: bool,
+    pub shop: bool,
+    pub all: bool,
+}
+
+impl Reaches {
+    pub fn nothing(self) -> bool {
+        self == Reaches::default()
     }
 
-    pub fn has_admin(&self) -> bool {
-        self.admin_token_sha256.is_some()
-    }
-
-    pub fn recognise(&self, token: Option<&str>) -> Credential {
-        let Some(token) = token.filter(|token| !token.is_empty() && token.len() <= TOKEN_BYTES_MAX) else {
-            return Credential::default();
-        };
-        let hash: [u8; 32] = Sha256::digest(token.as_bytes()).into();
-        let admin = self.admin_token_sha256.is_some_and(|expected| same(&expected, &hash));
-        Credential { token_sha256: Some(hex(&hash)), admin }
+    fn with(mut self, reach: Reach) -> Self {
+        match reach {
+            Reach::None => {}
+            Reach::Own => self.own = true,
+            Reach::Shop => self.shop = true,
+            Reach::All => self.all = true,
+        }
+        self
     }
 }
 
 impl Credential {
-    pub fn is_admin(&self) -> bool {
-        self.admin
+    pub fn guest(token: &str) -> Self {
+        Credential::Bearer { token_sha256: sha256_hex(token.as_bytes()) }
     }
 
-    pub fn is_anonymous(&self) -> bool {
-        self.token_sha256.is_none()
+    pub fn account(&self) -> Option<&Account> {
+        match self {
+            Credential::Account(account) => Some(account),
+            Credential::Nobody | Credential::Bearer { .. } => None,
+        }
     }
 
-    /// The hash of the token shown, in hex.
-    pub fn token_sha256(&self) -> Option<&str> {
-        self.token_sha256.as_deref()
+    /// The shop that the caller owns.
+    pub fn shop(&self) -> Option<&str> {
+        self.account().and_then(|account| account.shop.as_deref())
     }
 
-    /// Whether this is the token that the owner got.
+    pub fn reaches(&self, permission: Permission) -> Reaches {
+        match self {
+            Credential::Nobody | Credential::Bearer { .. } => Reaches::default().with(permission.reach(Rank::Guest)),
+            // What everybody may, every key may.
+            Credential::Account(account) if !account.has_scope(permission) => {
+                Reaches { own: false, ..Reaches::default().with(permission.reach(Rank::Guest)) }
+            }
+            Credential::Account(account) => {
+                account.ranks.iter().fold(Reaches::default(), |reaches, rank| reaches.with(permission.reach(*rank)))
+            }
+        }
+    }
+
+    /// Whether the caller is the owner.
     pub fn owns(&self, owner: &Owner) -> bool {
-        match (owner, &self.token_sha256) {
-            (Owner::Guest { token_sha256 }, Some(shown)) => same(token_sha256.as_bytes(), shown.as_bytes()),
+        match (owner, self) {
+            (Owner::Guest { token_sha256 }, Credential::Bearer { token_sha256: shown }) => {
+                same(token_sha256.as_bytes(), shown.as_bytes())
+            }
+            (Owner::Account { user }, Credential::Account(account)) => **user == *account.user,
             _ => false,
         }
     }
 
+    /// Whether the permission reaches this order, each of its lines or only some.
+    pub fn reaches_order(&self, permission: Permission, draft: &Draft) -> bool {
+        let reaches = self.reaches(permission);
+        let whole = || match self.shop() {
+            // What concerns the whole order is a shop's only when the whole order is.
+            Some(shop) if permission != Permission::OrderRead => {
+                draft.lines.iter().all(|line| line.shop.as_deref() == Some(shop))
+            }
+            Some(shop) => draft.lines.iter().any(|line| line.shop.as_deref() == Some(shop)),
+            None => false,
+        };
+        reaches.all || (reaches.own && self.owns(&draft.owner)) || (reaches.shop && whole())
+    }
+
+    /// Tells this caller from every other: an account is the same whatever it was recognised by.
+    pub fn name(&self) -> &str {
+        match self {
+            Credential::Nobody => "anonymous",
+            Credential::Bearer { token_sha256 } => token_sha256,
+            Credential::Account(account) => &account.user,
+        }
+    }
+
     /// How records name this caller.
-    pub fn asker(&self) -> &'static str {
-        if self.admin { "admin" } else { "guest" }
+    pub fn asker(&self) -> Arc<str> {
+        match self {
+            Credential::Nobody | Credential::Bearer { .. } => "guest".into(),
+            Credential::Account(account) => Arc::clone(&account.user),
+        }
+    }
+}
+
+impl Account {
+    fn has_scope(&self, permission: Permission) -> bool {
+        self.key.as_ref().is_none_or(|key| permission.is_for_keys() && key.scopes.contains(&permission))
     }
 }
 
@@ -83,7 +178,7 @@ pub fn hex(bytes: &[u8]) -> String {
 }
 
 /// Equality whose time does not tell where two values differ.
-fn same(left: &[u8], right: &[u8]) -> bool {
+pub fn same(left: &[u8], right: &[u8]) -> bool {
     left.len() == right.len() && left.iter().zip(right).fold(0, |difference, (l, r)| difference | (l ^ r)) == 0
 }
 
@@ -91,16 +186,81 @@ fn same(left: &[u8], right: &[u8]) -> bool {
 mod tests {
     use super::*;
 
+    fn account(user: &str, ranks: &[Rank], key: Option<&[Permission]>) -> Credential {
+        let key = key.map(|scopes| Key { id: "k".into(), scopes: scopes.to_vec() });
+        let shop = ranks.contains(&Rank::Vendor).then(|| "shop_1".to_owned());
+        Credential::Account(Arc::new(Account { user: user.into(), session: None, ranks: ranks.to_vec(), shop, key }))
+    }
+
+    fn draft(owner: Owner, shops: &[&str]) -> Draft {
+        let price = crate::domain::Money::new(1, crate::domain::Currency::EUR);
+        let line = |shop: &&str| crate::domain::order::Line {
+            sku: "s".into(),
+            product: "p".into(),
+            shop: Some((*shop).to_owned()),
+            title: "t".into(),
+            quantity: 1,
+            unit_price: price,
+            total: price,
+        };
+        Draft {
+            owner,
+            cart: None,
+            lines: shops.iter().map(line).collect(),
+            total: price,
+            contact: crate::domain::order::Contact::Sealed {
+                contact: crate::domain::order::SealedContact { key: "k".into(), sealed: "s".into() },
+            },
+            payment: crate::domain::payment::Method { provider: "p".into(), token: "t".into() },
+        }
+    }
+
     #[test]
-    fn a_token_opens_what_bears_its_hash_and_nothing_else() {
-        let gate = Gate::new(Some(Sha256::digest(b"secret").into()));
-        let guest = gate.recognise(Some("t1"));
-        let own = Owner::Guest { token_sha256: sha256_hex(b"t1") };
-        let other = Owner::Guest { token_sha256: sha256_hex(b"t2") };
-        assert!(guest.owns(&own) && !guest.owns(&other) && !guest.is_admin());
-        assert!(gate.recognise(Some("secret")).is_admin());
-        assert!(!gate.recognise(None).owns(&own) && gate.recognise(Some("")).is_anonymous());
-        assert!(!Gate::default().recognise(Some("")).is_admin());
-        assert!(!guest.owns(&Owner::Account { user: "t1".into() }));
+    fn a_token_or_an_account_opens_what_is_its_own_and_nothing_else() {
+        let guests = |token: &str| Owner::Guest { token_sha256: sha256_hex(token.as_bytes()) };
+        let ada = || Owner::Account { user: "ada".into() };
+        let (guest, customer) = (Credential::guest("t1"), account("ada", &[Rank::Customer], None));
+        assert!(guest.owns(&guests("t1")) && !guest.owns(&guests("t2")) && !guest.owns(&ada()));
+        assert!(customer.owns(&ada()) && !customer.owns(&Owner::Account { user: "eve".into() }));
+        assert!(!customer.owns(&guests("ada")) && !Credential::Nobody.owns(&guests("")));
+        // An account is not taken for a guest because its id is the token's hash.
+        assert!(!guest.owns(&Owner::Account { user: sha256_hex(b"t1") }));
+    }
+
+    #[test]
+    fn an_order_is_reached_by_its_owner_by_its_shops_and_by_an_admin() {
+        use Permission as P;
+        let ada = || Owner::Account { user: "ada".into() };
+        let (whole, part, foreign) = (["shop_1", "shop_1"], ["shop_1", "shop_2"], ["shop_2", "shop_2"]);
+        let vendor = account("vic", &[Rank::Customer, Rank::Vendor], None);
+        let customer = account("ada", &[Rank::Customer], None);
+        let admin = account("root", &[Rank::Customer, Rank::Admin], None);
+        let eve = account("eve", &[Rank::Customer], None);
+        for (who, permission, shops, reaches) in [
+            (&customer, P::OrderRead, foreign, true),
+            (&customer, P::OrderCancel, foreign, true),
+            (&customer, P::OrderShip, foreign, false),
+            (&eve, P::OrderRead, foreign, false),
+            (&vendor, P::OrderRead, whole, true),
+            (&vendor, P::OrderRead, part, true),
+            (&vendor, P::OrderRead, foreign, false),
+            (&vendor, P::OrderShip, whole, true),
+            (&vendor, P::OrderShip, part, false),
+            (&vendor, P::OrderFollow, part, false),
+            (&admin, P::OrderShip, part, true),
+            (&Credential::Nobody, P::OrderRead, whole, false),
+        ] {
+            assert_eq!(who.reaches_order(permission, &draft(ada(), &shops)), reaches, "{who:?} {permission:?} {shops:?}");
+        }
+        // A vendor is a customer too.
+        assert!(vendor.reaches_order(P::OrderCancel, &draft(Owner::Account { user: "vic".into() }, &foreign)));
+    }
+
+    #[test]
+    fn an_api_key_reaches_no_further_than_its_scopes_and_never_where_a_person_is_asked_for() {
+        use Permission as P;
+        let key = account("ada", &[Rank::Customer, Rank::Admin], Some(&[P::OrderRead, P::AccountUse]));
+        assert!(key.reaches(P::OrderRead).all && key.reaches(P::OrderShip).nothing() && key.reaches(P::AccountUse).nothing());
+        assert!(key.reaches(P::CatalogueRead).all && key.reaches(P::CartUse).nothing());
     }
 }

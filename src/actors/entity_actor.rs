@@ -371,7 +371,7 @@ impl<E: Entity> Resident<E> {
                 Ok(changed)
             }
             Err(rejection) => {
-                tracing::warn!(entity = %self.key, command = %id, %rejection, "an entity rejects what it heard");
+                tracing::warn!(entity = %self.key, trace = %self.correlation, command = %id, %rejection, "an entity rejects what it heard");
                 Ok(false)
             }
         }
@@ -398,6 +398,7 @@ impl<E: Entity> Resident<E> {
             waiters: Vec::new(),
         });
         let correlation = self.correlation.clone();
+        tracing::debug!(entity = %self.key, trace = %correlation, %command, asker, events = events.len(), "decided");
         let cause = Cause { command, correlation: &correlation, asker, time: now };
         for event in &events {
             self.version += 1;
@@ -546,7 +547,7 @@ impl<E: Entity> Resident<E> {
         self.failed_writes += 1;
         // Once for each entity: a store that is full fails them all, again and again.
         if self.failed_writes == 1 {
-            tracing::warn!(entity = %self.key, %error, "a write failed; the entity comes back from the journal");
+            tracing::warn!(entity = %self.key, trace = %self.correlation, %error, "a write failed; the entity comes back from the journal");
         }
         self.kind.shared.counters.failed_writes.add(1);
         let failure = Failure::from(error);
@@ -649,7 +650,7 @@ impl<E: Entity> Resident<E> {
             if let Err(failure) = &answer
                 && attempt.tries % 5 == 0
             {
-                tracing::warn!(entity = %self.key, debt, tries = attempt.tries, %failure, "a debt cannot be delivered yet");
+                tracing::warn!(entity = %self.key, trace = %self.correlation, debt, tries = attempt.tries, %failure, "a debt cannot be delivered yet");
             }
         }
         if let Ok(answer) = answer

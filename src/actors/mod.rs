@@ -13,6 +13,7 @@ mod entity_actor;
 pub mod gate;
 mod kind;
 pub mod live;
+pub mod permissions;
 mod reply;
 pub mod retry;
 pub mod runtime;

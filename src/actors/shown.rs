@@ -1,18 +1,21 @@
 //! What of an entity is shown outside: its state as an answer's body, and its records as events.
 //!
-//! Everything here is an allow-list. A token's hash, a payment token or a command id must never appear in it, and an
-//! e-mail address only in the answer to the order's own holder; a field that is not named here is not shown.
+//! Everything here is an allow-list. A token's or password's hash, a seal, a payment token or a command id must never
+//! appear in it, and an e-mail address only in the answer to the order's or account's own holder; a field that is not named
+//! here is not shown. Records of accounts show that something happened and nothing of what.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
+use schemars::JsonSchema;
 use serde::Serialize;
 use serde_json::value::RawValue;
 
-use crate::domain::{Entity, Money, Timestamp, cart, inventory, order, product};
+use crate::domain::{Entity, Money, Timestamp, cart, inventory, order, product, shop, user};
 use crate::persistence::Version;
 use crate::persistence::record::Record;
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "Product")]
 pub struct ProductShown<'a> {
     pub id: &'a str,
     pub shop_id: &'a str,
@@ -50,7 +53,8 @@ pub fn product<'a>(id: &'a str, state: &'a product::State, version: Version) -> 
     })
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "InventoryItem")]
 pub struct InventoryShown<'a> {
     pub sku: &'a str,
     pub product_id: Option<&'a str>,
@@ -76,9 +80,11 @@ pub fn inventory<'a>(sku: &'a str, state: &'a inventory::State, version: Version
     })
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "Cart")]
 pub struct CartShown<'a> {
     pub id: &'a str,
+    #[schemars(extend("enum" = ["open", "checking_out", "checked_out", "merged"]))]
     pub status: &'static str,
     pub lines: Vec<CartLineShown<'a>>,
     /// `null` while the cart is empty: it has no currency yet.
@@ -92,7 +98,8 @@ pub struct CartShown<'a> {
     pub last_failure: Option<&'a order::Outcome>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "CartLine")]
 pub struct CartLineShown<'a> {
     pub sku: &'a str,
     pub product_id: &'a str,
@@ -135,7 +142,8 @@ pub fn cart<'a>(id: &'a str, state: &'a cart::State) -> Option<CartShown<'a>> {
     Some(CartShown { id, status, lines, subtotal, order_id, merged_into, last_failure: state.last_failure.as_ref() })
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "Order")]
 pub struct OrderShown<'a> {
     pub id: &'a str,
     pub status: order::Status,
@@ -158,7 +166,8 @@ pub struct OrderShown<'a> {
     pub token: Option<&'a str>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "OrderLine")]
 pub struct OrderLineShown<'a> {
     pub sku: &'a str,
     pub product_id: &'a str,
@@ -168,9 +177,11 @@ pub struct OrderLineShown<'a> {
     pub total: Money,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "OrderPayment")]
 pub struct PaymentShown<'a> {
     pub provider: &'a str,
+    #[schemars(extend("enum" = PAYMENT_STATUSES))]
     pub status: &'static str,
 }
 
@@ -204,6 +215,9 @@ fn order_line(line: &order::Line) -> OrderLineShown<'_> {
     }
 }
 
+const PAYMENT_STATUSES: [&str; 10] =
+    ["none", "authorizing", "declined", "capturing", "captured", "capture_failed", "voiding", "voided", "refunding", "refunded"];
+
 fn payment_status(phase: order::PaymentPhase) -> &'static str {
     use order::PaymentPhase as P;
     match phase {
@@ -218,6 +232,68 @@ fn payment_status(phase: order::PaymentPhase) -> &'static str {
         P::OwingRefund => "refunding",
         P::Refunded => "refunded",
     }
+}
+
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct AccountShown<'a> {
+    pub id: &'a str,
+    pub email: &'a str,
+    pub name: &'a str,
+    pub roles: BTreeSet<user::Role>,
+    pub shop_id: Option<&'a str>,
+    pub created_at: Timestamp,
+}
+
+/// To its own holder. `email` and `name` come from under their seals, which are opened elsewhere. `None` unless it is active.
+pub fn account<'a>(id: &'a str, state: &'a user::State, email: &'a str, name: &'a str) -> Option<AccountShown<'a>> {
+    let (roles, shop_id, created_at) = (state.roles(), state.shop.as_deref(), state.created_at);
+    state.is_active().then_some(AccountShown { id, email, name, roles, shop_id, created_at })
+}
+
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct SessionShown<'a> {
+    pub id: &'a str,
+    pub device: &'a str,
+    pub opened_at: Timestamp,
+    pub used_at: Timestamp,
+    pub expires_at: Timestamp,
+    /// Whether it is the one that asks.
+    pub current: bool,
+}
+
+/// To the account's own holder; `device` from under its seal.
+pub fn session<'a>(id: &'a str, session: &user::Session, device: &'a str, current: bool) -> SessionShown<'a> {
+    let user::Session { opened_at, used_at, .. } = *session;
+    SessionShown { id, device, opened_at, used_at, expires_at: session.expires_at(), current }
+}
+
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct ApiKeyShown<'a> {
+    pub id: &'a str,
+    pub label: &'a str,
+    pub scopes: &'a BTreeSet<String>,
+    pub created_at: Timestamp,
+    /// The key itself: only in the answer that made it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub key: Option<&'a str>,
+}
+
+/// To the account's own holder; `label` from under its seal.
+pub fn api_key<'a>(id: &'a str, api_key: &'a user::ApiKey, label: &'a str) -> ApiKeyShown<'a> {
+    ApiKeyShown { id, label, scopes: &api_key.scopes, created_at: api_key.created_at, key: None }
+}
+
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct ShopShown<'a> {
+    pub id: &'a str,
+    pub name: &'a str,
+    pub description: &'a str,
+}
+
+/// To everybody, and nothing of its owner. `None` unless it is open.
+pub fn shop<'a>(id: &'a str, state: &'a shop::State) -> Option<ShopShown<'a>> {
+    let shop::Content { name, description } = &state.content;
+    state.is_open().then_some(ShopShown { id, name, description })
 }
 
 /// A record as a CloudEvents object.
@@ -235,12 +311,14 @@ pub struct EventShown<'a, D: Serialize> {
 }
 
 /// A record as a line of the audit trail.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "OrderRecord")]
 pub struct HistoryShown {
     pub version: Version,
     #[serde(rename = "type")]
     pub event_type: String,
     pub time: String,
+    #[schemars(with = "OrderData<'static>")]
     pub data: Box<RawValue>,
     pub asked_by: String,
 }
@@ -292,7 +370,8 @@ fn data(kind: &str, record: &Record<'_>) -> Result<Box<RawValue>, serde_json::Er
 #[derive(Serialize)]
 struct Nothing {}
 
-#[derive(Default, Serialize)]
+#[derive(Default, Serialize, JsonSchema)]
+#[schemars(rename = "OrderRecordData")]
 struct OrderData<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     lines: Option<Vec<OrderLineShown<'a>>>,
@@ -535,5 +614,61 @@ mod tests {
         let text = serde_json::to_string(&order("ord_1", &state).unwrap()).unwrap();
         assert!(!text.contains("secret"), "{text}");
         assert!(order("ord_1", &order::State::default()).is_none());
+    }
+
+    #[test]
+    fn an_account_is_shown_without_a_hash_or_a_seal() {
+        use crate::domain::email::EmailHash;
+        use user::{Event, Sealed, SealedEmail, User};
+
+        let sealed = || Sealed("seal-secret".to_owned());
+        let secret_sha256 = || "hash-secret".to_owned();
+        let scopes = BTreeSet::from(["products:write".to_owned()]);
+        let time = Timestamp::default();
+        let events = [
+            Event::RegistrationRequested {
+                id: "usr_1".into(),
+                command: CommandId::from("cmd-secret"),
+                email: SealedEmail { hash: EmailHash("email-secret".into()), sealed: sealed() },
+                profile: sealed(),
+                password_hash: sealed(),
+            },
+            Event::Created { created_at: time },
+            Event::SessionOpened { session: "ses_1".into(), secret_sha256: secret_sha256(), device: sealed(), opened_at: time },
+            Event::ApiKeyCreated {
+                key: "key_1".into(),
+                secret_sha256: secret_sha256(),
+                scopes,
+                label: sealed(),
+                created_at: time,
+            },
+            Event::ShopAttached { shop: "shop_1".into() },
+        ];
+        let mut state = user::State::default();
+        assert!(account("usr_1", &state, "", "").is_none());
+        for event in &events {
+            User::evolve(&mut state, event);
+            let text = recorded("user", event);
+            assert!(text.ends_with(r#""data":{}}"#), "{text}");
+        }
+        let shown = [
+            serde_json::to_value(account("usr_1", &state, "ada@example.com", "Ada")).unwrap(),
+            serde_json::to_value(session("ses_1", &state.sessions["ses_1"], "Firefox", true)).unwrap(),
+            serde_json::to_value(api_key("key_1", &state.api_keys["key_1"], "till")).unwrap(),
+        ];
+        assert_eq!((&shown[0]["roles"][1], &shown[0]["shop_id"]), (&"vendor".into(), &"shop_1".into()));
+        assert_eq!((&shown[1]["device"], &shown[2]["label"]), (&"Firefox".into(), &"till".into()));
+        let text = serde_json::to_string(&shown).unwrap();
+        assert!(!text.contains("secret"), "{text}");
+    }
+
+    #[test]
+    fn a_shop_is_shown_while_it_is_open_and_without_its_owner() {
+        let content = shop::Content { name: "Lamps".into(), description: String::new() };
+        let mut state = shop::State { owner: "usr_secret".into(), content, ..shop::State::default() };
+        assert!(shop("shop_1", &state).is_none());
+        state.phase = shop::Phase::Open;
+        let text = serde_json::to_string(&shop("shop_1", &state)).unwrap();
+        assert!(text.contains("Lamps") && !text.contains("secret"), "{text}");
     }
 }

@@ -3,6 +3,7 @@
 use std::fmt;
 
 use super::credential::Credential;
+use super::permissions::Permission;
 use super::runtime::Runtime;
 use super::{Failure, shown};
 use crate::domain::{Cart, Entity, Inventory, Order, ids};
@@ -57,8 +58,8 @@ impl Topic {
             Kind::Inventory => runtime.view::<Inventory, _>(id, |_, version| (version > 0).then_some(version)).await,
             Kind::Order => {
                 let look = move |state: &<Order as Entity>::State, version| {
-                    let owner = &state.draft.as_ref()?.owner;
-                    (credential.is_admin() || credential.owns(owner)).then_some(version)
+                    let draft = state.draft.as_ref()?;
+                    credential.reaches_order(Permission::OrderFollow, draft).then_some(version)
                 };
                 runtime.view::<Order, _>(id, look).await
             }

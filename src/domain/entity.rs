@@ -18,6 +18,8 @@ pub trait Entity: Sized + Send + Sync + 'static {
     const KIND: &'static str;
     /// Raised when the serialized `State` changes shape: older snapshots are then ignored and the journal replayed.
     const SNAPSHOT_FORMAT: u32;
+    /// Fields of state and events, by name, that are not shown even to an operator who inspects.
+    const HIDDEN: &'static [&'static str] = &[];
 
     type State: Default + Serialize + DeserializeOwned + Send + Sync + 'static;
     type Command: Serialize + DeserializeOwned + Send + 'static;

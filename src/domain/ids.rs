@@ -5,9 +5,25 @@ use ulid::Ulid;
 pub const CART: &str = "cart";
 pub const ORDER: &str = "ord";
 pub const PRODUCT: &str = "prod";
+pub const SHOP: &str = "shop";
+pub const USER: &str = "usr";
+pub const SESSION: &str = "ses";
+pub const API_KEY: &str = "key";
 
-/// The longest sku, in bytes.
-pub const SKU_BYTES_MAX: usize = 100;
+/// The ids of each kind, as regular expressions.
+pub const CART_PATTERN: &str = "^cart_[0-7][0-9A-HJKMNP-TV-Z]{25}$";
+pub const ORDER_PATTERN: &str = "^ord_[0-7][0-9A-HJKMNP-TV-Z]{25}$";
+pub const PRODUCT_PATTERN: &str = "^prod_[0-7][0-9A-HJKMNP-TV-Z]{25}$";
+pub const SHOP_PATTERN: &str = "^shop_[0-7][0-9A-HJKMNP-TV-Z]{25}$";
+pub const USER_PATTERN: &str = "^usr_[0-7][0-9A-HJKMNP-TV-Z]{25}$";
+pub const SESSION_PATTERN: &str = "^ses_[0-7][0-9A-HJKMNP-TV-Z]{25}$";
+pub const API_KEY_PATTERN: &str = "^key_[0-7][0-9A-HJKMNP-TV-Z]{25}$";
+
+/// The longest sku, in characters.
+pub const SKU_CHARS_MAX: usize = 100;
+/// What [`is_sku`] asks for besides the length, as a regular expression for those who make skus elsewhere.
+pub const SKU_PATTERN: &str =
+    r"^[^\s\u0000-\u001f\u007f-\u009f]([^\u0000-\u001f\u007f-\u009f]*[^\s\u0000-\u001f\u007f-\u009f])?$";
 
 /// Whether `id` has the form `prefix_ULID`, as every id that Souk gives out has.
 pub fn is_id(prefix: &str, id: &str) -> bool {
@@ -16,9 +32,14 @@ pub fn is_id(prefix: &str, id: &str) -> bool {
         .is_some_and(|ulid| ulid.len() == 26 && Ulid::from_string(ulid).is_ok())
 }
 
-/// Whether `sku` can name a stock keeping unit: printable, no space at either end, at most [`SKU_BYTES_MAX`] bytes.
+/// Whether `sku` can name a stock keeping unit: printable, no space at either end, at most [`SKU_CHARS_MAX`] characters.
 pub fn is_sku(sku: &str) -> bool {
-    !sku.is_empty() && sku.len() <= SKU_BYTES_MAX && sku.trim() == sku && !sku.chars().any(char::is_control)
+    (1..=SKU_CHARS_MAX).contains(&sku.chars().count()) && sku.trim() == sku && !sku.chars().any(char::is_control)
+}
+
+/// Whether `text` is 32 bytes in lower-case hex, as a SHA-256 is written.
+pub fn is_sha256(text: &str) -> bool {
+    text.len() == 64 && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
 }
 
 #[cfg(test)]
@@ -46,6 +67,14 @@ mod tests {
         assert!(is_sku("red shirt/XL"));
         for sku in ["", " a", "a ", "a\nb", &"x".repeat(101)] {
             assert!(!is_sku(sku), "{sku:?}");
+        }
+    }
+
+    #[test]
+    fn a_hash_is_64_lower_case_hex_digits() {
+        assert!(is_sha256(&"0a".repeat(32)));
+        for text in ["".to_owned(), "0a".repeat(31), "0A".repeat(32), "0g".repeat(32), "é".repeat(32)] {
+            assert!(!is_sha256(&text), "{text}");
         }
     }
 }

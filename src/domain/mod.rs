@@ -3,7 +3,10 @@
 //! Nothing here knows async, clocks, I/O, actors or the network; time, ids and who asks are handed in. Each rule is
 //! tested as a table of (given events, when command, then events) beside the code that holds it.
 
+#[cfg(test)]
+mod account_tests;
 pub mod cart;
+pub mod email;
 pub mod entity;
 pub mod ids;
 pub mod inventory;
@@ -14,12 +17,15 @@ pub mod product;
 pub mod request;
 #[cfg(test)]
 mod saga_tests;
+pub mod shop;
 #[cfg(test)]
 mod testing;
 pub mod time;
 pub mod turn;
+pub mod user;
 
 pub use cart::Cart;
+pub use email::Email;
 pub use entity::{CommandId, Context, Debt, Decision, Entity, Outside, Recipient, Reply};
 pub use inventory::Inventory;
 pub use money::{Currency, Money};
@@ -27,7 +33,9 @@ pub use order::Order;
 pub use payment::Payment;
 pub use product::Product;
 pub use request::Request;
+pub use shop::Shop;
 pub use time::Timestamp;
+pub use user::User;
 
 /// Does something with every kind of entity that there is.
 pub trait EveryKind {
@@ -42,4 +50,7 @@ pub fn every_kind(visitor: &mut impl EveryKind) {
     visitor.kind::<Order>();
     visitor.kind::<Payment>();
     visitor.kind::<Request>();
+    visitor.kind::<User>();
+    visitor.kind::<Email>();
+    visitor.kind::<Shop>();
 }

@@ -1,14 +1,17 @@
 //! Money: whole minor units of one currency. Floating point is never used, and two currencies are never added.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::str::FromStr;
 
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 /// An amount in minor units (cents for EUR) of an ISO 4217 currency.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Money {
+    #[schemars(range(min = 0, max = AMOUNT_MAX))]
     pub amount: i64,
     pub currency: Currency,
 }
@@ -125,6 +128,18 @@ impl FromStr for Currency {
             Ok(code) if known => Ok(Currency(code)),
             _ => Err(NotACurrency),
         }
+    }
+}
+
+impl JsonSchema for Currency {
+    fn schema_name() -> Cow<'static, str> {
+        "Currency".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        let mut codes: Vec<&str> = CURRENCIES.iter().flat_map(|(_, codes)| codes.iter().copied()).collect();
+        codes.sort_unstable();
+        json_schema!({ "type": "string", "description": "An ISO 4217 alphabetic code.", "enum": codes })
     }
 }
 

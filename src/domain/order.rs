@@ -5,6 +5,7 @@
 
 use std::collections::BTreeSet;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{
@@ -34,16 +35,22 @@ pub enum Owner {
     },
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Address {
+    #[schemars(length(max = Address::FIELD_CHARS_MAX), regex(pattern = r"\S"))]
     pub name: String,
+    #[schemars(length(max = Address::FIELD_CHARS_MAX), regex(pattern = r"\S"))]
     pub line1: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = Address::FIELD_CHARS_MAX), regex(pattern = r"\S"))]
     pub line2: Option<String>,
+    #[schemars(length(max = Address::FIELD_CHARS_MAX), regex(pattern = r"\S"))]
     pub city: String,
+    #[schemars(length(max = Address::FIELD_CHARS_MAX), regex(pattern = r"\S"))]
     pub postal_code: String,
     /// ISO 3166-1 alpha-2.
+    #[schemars(regex(pattern = "^[A-Z]{2}$"))]
     pub country: String,
 }
 
@@ -107,10 +114,12 @@ pub struct State {
     pub shipments: Vec<Shipment>,
 }
 
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
+#[schemars(rename = "OrderStatus")]
 pub enum Status {
     #[default]
+    #[schemars(skip)]
     Absent,
     Pending,
     Reserved,
@@ -152,7 +161,7 @@ pub enum PaymentPhase {
     Refunded,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum Reason {
     /// Stock was short: what each refused sku could still have given.
@@ -162,7 +171,7 @@ pub enum Reason {
     PaymentDeclined {
         message: String,
     },
-    /// Not paid within [`UNPAID_MS`].
+    /// Not paid in time.
     Unpaid,
     /// Somebody asked for it.
     Requested {
@@ -170,14 +179,14 @@ pub enum Reason {
     },
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Short {
     pub sku: String,
     pub requested: u32,
     pub available: u32,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Shipment {
     pub carrier: String,
     pub tracking_number: Option<String>,
@@ -185,7 +194,7 @@ pub struct Shipment {
 }
 
 /// How a purchase ended.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Outcome {
     pub order: String,
     pub status: Status,

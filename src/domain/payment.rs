@@ -3,6 +3,7 @@
 //! The provider is owed each step under a stable key, so that a step whose outcome is unknown is asked for again and
 //! never carried out twice.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{CommandId, Context, Debt, Decision, Entity, Money, Outside, turn};
@@ -60,10 +61,13 @@ pub enum ProviderAnswer {
 }
 
 /// How a shopper pays.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+#[schemars(rename = "PaymentMethod")]
 pub struct Method {
+    /// Who takes the payment; `sandbox` is built in and moves no money.
     pub provider: String,
+    /// What the provider gave for it; `tok_ok` pays at the sandbox.
     pub token: String,
 }
 

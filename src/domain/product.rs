@@ -2,16 +2,17 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{CommandId, Context, Debt, Decision, Entity, Inventory, Money, ids, inventory, money, turn};
 
 type Turn = turn::Turn<Product>;
 
-/// The shop of everything that names none, for as long as shops are not things of their own.
+/// The shop of everything that names none. No account owns it.
 pub const SHOP_DEFAULT: &str = "shop_default";
 pub const NAME_CHARS_MAX: usize = 255;
-pub const DESCRIPTION_BYTES_MAX: usize = 64 * 1024;
+pub const DESCRIPTION_CHARS_MAX: usize = 64 * 1024;
 pub const OPTIONS_MAX: usize = 3;
 pub const VARIANTS_MAX: usize = 2_048;
 pub const TAGS_MAX: usize = 250;
@@ -63,7 +64,7 @@ pub struct Content {
     pub published: bool,
 }
 
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Variant {
     pub sku: String,
     pub price: Money,
@@ -126,6 +127,9 @@ pub enum Rejection {
     /// `field`: a JSON Pointer into the content.
     #[error("{field}: {message}")]
     Invalid { field: String, message: String },
+    /// Each field would do by itself, but not beside the others, or with what is there already. `field`: a JSON Pointer into the content.
+    #[error("{field}: {message}")]
+    Contradictory { field: String, message: String },
     #[error("these skus belong to other products: {}", skus.join(", "))]
     SkusTaken { skus: Vec<String> },
     #[error("another change of this product is still claiming its skus")]
@@ -275,7 +279,7 @@ impl State {
         self.is_at_rest()?;
         content.check()?;
         if content.shop != self.content.shop {
-            return Err(invalid("/shop", "a product stays in its shop"));
+            return Err(contradictory("/shop", "a product stays in its shop"));
         }
         let added: BTreeSet<String> = content.skus().difference(&self.content.skus()).cloned().collect();
         let stock = content.stock_of(&added, stock)?;
@@ -370,6 +374,10 @@ fn invalid(field: impl Into<String>, message: impl Into<String>) -> Rejection {
     Rejection::Invalid { field: field.into(), message: message.into() }
 }
 
+fn contradictory(field: impl Into<String>, message: impl Into<String>) -> Rejection {
+    Rejection::Contradictory { field: field.into(), message: message.into() }
+}
+
 /// Refuses text that is empty or longer than [`NAME_CHARS_MAX`].
 fn check_name(field: impl FnOnce() -> String, text: &str) -> Result<(), Rejection> {
     match text.chars().count() {
@@ -394,16 +402,14 @@ impl Content {
     }
 
     fn check(&self) -> Result<(), Rejection> {
-        if self.shop.is_empty() {
-            return Err(invalid("/shop", "must not be empty"));
-        }
+        check_name(|| "/shop".to_owned(), &self.shop)?;
         check_name(|| "/title".to_owned(), &self.title)?;
         check_name(|| "/handle".to_owned(), &self.handle)?;
         if !self.handle.bytes().all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'-')) {
             return Err(invalid("/handle", "must be made of a-z, 0-9 and -"));
         }
-        if self.description.len() > DESCRIPTION_BYTES_MAX {
-            return Err(invalid("/description", format!("must have at most {DESCRIPTION_BYTES_MAX} bytes")));
+        if self.description.chars().count() > DESCRIPTION_CHARS_MAX {
+            return Err(invalid("/description", format!("must have at most {DESCRIPTION_CHARS_MAX} characters")));
         }
         for (field, text) in [("/vendor", &self.vendor), ("/product_type", &self.product_type)] {
             if text.chars().count() > NAME_CHARS_MAX {
@@ -427,10 +433,10 @@ impl Content {
             let at = |field: &str| format!("/variants/{index}/{field}");
             self.check_variant(variant, first.price.currency, &at)?;
             if !skus.insert(&variant.sku) {
-                return Err(invalid(at("sku"), "another variant has this sku"));
+                return Err(contradictory(at("sku"), "another variant has this sku"));
             }
             if !combinations.insert(&variant.options) {
-                return Err(invalid(at("options"), "another variant has these options"));
+                return Err(contradictory(at("options"), "another variant has these options"));
             }
         }
         Ok(())
@@ -438,17 +444,18 @@ impl Content {
 
     fn check_variant(&self, variant: &Variant, currency: money::Currency, at: &dyn Fn(&str) -> String) -> Result<(), Rejection> {
         if !ids::is_sku(&variant.sku) {
-            let bytes = ids::SKU_BYTES_MAX;
-            return Err(invalid(at("sku"), format!("must be 1 to {bytes} printable bytes without space at either end")));
+            let chars = ids::SKU_CHARS_MAX;
+            return Err(invalid(at("sku"), format!("must be 1 to {chars} printable characters without space at either end")));
         }
         if !(0..=money::AMOUNT_MAX).contains(&variant.price.amount) {
             return Err(invalid(at("price/amount"), format!("must be 0 to {}", money::AMOUNT_MAX)));
         }
         if variant.price.currency != currency {
-            return Err(invalid(at("price/currency"), format!("must be {currency} as in the other variants")));
+            return Err(contradictory(at("price/currency"), format!("must be {currency} as in the other variants")));
         }
         if variant.options.len() != self.options.len() {
-            return Err(invalid(at("options"), format!("must have one value for each of the {} options", self.options.len())));
+            let message = format!("must have one value for each of the {} options", self.options.len());
+            return Err(contradictory(at("options"), message));
         }
         for (position, value) in variant.options.iter().enumerate() {
             check_name(|| at(&format!("options/{position}")), value)?;

@@ -138,7 +138,7 @@ fn faulty_content_is_refused_with_the_place_of_the_fault() {
         ("/title", |content| content.title = "x".repeat(256)),
         ("/handle", |content| content.handle = "Summit".to_owned()),
         ("/handle", |content| content.handle.clear()),
-        ("/description", |content| content.description = "x".repeat(DESCRIPTION_BYTES_MAX + 1)),
+        ("/description", |content| content.description = "x".repeat(DESCRIPTION_CHARS_MAX + 1)),
         ("/vendor", |content| content.vendor = "x".repeat(256)),
         ("/category", |content| content.category = vec!["x".to_owned(); 9]),
         ("/category/0", |content| content.category[0].clear()),
@@ -165,7 +165,7 @@ fn faulty_content_is_refused_with_the_place_of_the_fault() {
             [(given([]), Command::Create { content: content.clone(), stock: BTreeMap::new() }), (live(), update(content.clone()))]
         {
             match product.when(command).result {
-                Err(Rejection::Invalid { field, .. }) => assert_eq!(field, at),
+                Err(Rejection::Invalid { field, .. } | Rejection::Contradictory { field, .. }) => assert_eq!(field, at),
                 other => panic!("{at}: {other:?}"),
             }
         }
@@ -185,5 +185,5 @@ fn stock_is_stated_for_the_products_own_skus_only() {
 fn a_product_stays_in_its_shop() {
     let moved = Content { shop: "other".to_owned(), ..content() };
     let message = "a product stays in its shop".to_owned();
-    live().when(update(moved)).then_refused(Rejection::Invalid { field: "/shop".to_owned(), message });
+    live().when(update(moved)).then_refused(Rejection::Contradictory { field: "/shop".to_owned(), message });
 }

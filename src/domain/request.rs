@@ -20,7 +20,7 @@ pub struct State {
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Begun {
-    /// SHA-256 of what was asked, in hex.
+    /// A keyed hash of what was asked, in hex: it may hold a password.
     pub fingerprint: String,
     pub seed: Seed,
 }
@@ -40,6 +40,9 @@ pub struct Answer {
     pub status: u16,
     pub headers: BTreeMap<String, String>,
     pub body: String,
+    /// The name of the key that the body is sealed by; `None` when it is not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sealed_by: Option<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -135,7 +138,7 @@ mod tests {
     }
 
     fn answer(body: &str) -> Answer {
-        Answer { status: 201, headers: BTreeMap::new(), body: body.into() }
+        Answer { status: 201, headers: BTreeMap::new(), body: body.into(), sealed_by: None }
     }
 
     fn begin(fingerprint: &str, id: &str) -> Command {

@@ -11,7 +11,7 @@ use proptest::prelude::*;
 
 use super::order::{Address, Contact, Owner, Status};
 use super::payment::{Method, Provider, ProviderAnswer, ProviderRequest, ProviderStep};
-use super::testing::{Live, at, eur};
+use super::testing::{Choices, Live, ask, at, boxed, eur};
 use super::time::MINUTE_MS;
 use super::{Cart, CommandId, Debt, Entity, Inventory, Money, Order, Payment, Recipient, Timestamp};
 use super::{cart, inventory, order, payment};
@@ -36,28 +36,6 @@ struct Message {
     /// The command's id, or the idempotency key.
     id: CommandId,
     request: Request,
-}
-
-struct Choices {
-    numbers: Vec<u16>,
-    next: usize,
-}
-
-impl Choices {
-    fn is_over(&self) -> bool {
-        self.next >= self.numbers.len()
-    }
-
-    fn below(&mut self, bound: usize) -> usize {
-        let number = self.numbers.get(self.next).copied().unwrap_or(0);
-        self.next += 1;
-        usize::from(number) % bound.max(1)
-    }
-
-    /// True once in so many times; never when the choices are used up.
-    fn one_in(&mut self, times: usize) -> bool {
-        !self.is_over() && self.below(times) == 0
-    }
 }
 
 /// A payment provider that keeps its word on idempotency keys, whatever else it does.
@@ -127,35 +105,6 @@ struct World {
     late: Vec<Message>,
 }
 
-fn ask<E: Entity>(
-    entities: &mut BTreeMap<String, Live<E>>,
-    to: &str,
-    id: &CommandId,
-    command: E::Command,
-    now: Timestamp,
-    remembers: bool,
-) -> Option<Result<E::Reply, E::Rejection>>
-where
-    E::State: Clone + PartialEq + std::fmt::Debug,
-    E::Event: std::fmt::Debug,
-    E::Reply: std::fmt::Debug,
-{
-    let entity = entities.entry(to.to_owned()).or_insert_with(|| Live::new(to));
-    if remembers {
-        if entity.waiting.contains(id) {
-            return None;
-        }
-        if let Some(answer) = entity.first_answer(id) {
-            return Some(answer);
-        }
-    }
-    entity.handle(id, command, now)
-}
-
-fn boxed<T: Send + 'static>(answer: T) -> Box<dyn Any + Send> {
-    Box::new(answer)
-}
-
 fn message<E: Entity>(debt: Debt<E>, owner: &str) -> (Message, super::entity::Hear<E>) {
     let (recipient, id) = (debt.to.clone(), CommandId(format!("{}/{owner}/{}", E::KIND, debt.id)));
     let (request, hear) = debt.into_parts();
@@ -186,7 +135,7 @@ macro_rules! owed {
 impl World {
     fn new(numbers: Vec<u16>, remembers: bool) -> Self {
         let mut world = World {
-            choices: Choices { numbers, next: 0 },
+            choices: Choices::new(numbers),
             remembers,
             now: at(0),
             commands: 0,

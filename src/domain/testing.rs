@@ -3,7 +3,8 @@
 //! Every decision that passes through here is also checked for what must hold of all of them: events and state survive
 //! JSON, and a state folded from the journal is the state that was decided against.
 
-use std::collections::BTreeSet;
+use std::any::Any;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
 
 use serde::{Serialize, de::DeserializeOwned};
@@ -223,4 +224,62 @@ where
         }
         assert_eq!(state, self.state, "the journal of {} gives its state", self.id);
     }
+}
+
+/// Numbers from which a world draws all that happens in it, so that proptest can shrink a failure to the few that matter.
+pub struct Choices {
+    numbers: Vec<u16>,
+    next: usize,
+}
+
+impl Choices {
+    pub fn new(numbers: Vec<u16>) -> Self {
+        Choices { numbers, next: 0 }
+    }
+
+    pub fn is_over(&self) -> bool {
+        self.next >= self.numbers.len()
+    }
+
+    pub fn below(&mut self, bound: usize) -> usize {
+        let number = self.numbers.get(self.next).copied().unwrap_or(0);
+        self.next += 1;
+        usize::from(number) % bound.max(1)
+    }
+
+    /// True once in so many times; never when the choices are used up.
+    pub fn one_in(&mut self, times: usize) -> bool {
+        !self.is_over() && self.below(times) == 0
+    }
+}
+
+/// Asks one of many entities, as the runtime would: `None` when the answer comes later. `remembers`: whether it knows its
+/// first answer to each command.
+pub fn ask<E: Entity>(
+    entities: &mut BTreeMap<String, Live<E>>,
+    to: &str,
+    id: &CommandId,
+    command: E::Command,
+    now: Timestamp,
+    remembers: bool,
+) -> Option<Result<E::Reply, E::Rejection>>
+where
+    E::State: Clone + PartialEq + Debug,
+    E::Event: Debug,
+    E::Reply: Debug,
+{
+    let entity = entities.entry(to.to_owned()).or_insert_with(|| Live::new(to));
+    if remembers {
+        if entity.waiting.contains(id) {
+            return None;
+        }
+        if let Some(answer) = entity.first_answer(id) {
+            return Some(answer);
+        }
+    }
+    entity.handle(id, command, now)
+}
+
+pub fn boxed<T: Send + 'static>(answer: T) -> Box<dyn Any + Send> {
+    Box::new(answer)
 }

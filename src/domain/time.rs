@@ -1,7 +1,9 @@
 //! Moments, as the domain sees them: UTC milliseconds handed in from outside, RFC 3339 in text. Never read from a clock here.
 
+use std::borrow::Cow;
 use std::fmt;
 
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
@@ -32,6 +34,13 @@ impl Timestamp {
     /// Milliseconds from `earlier` to this moment; negative when it lies after.
     pub fn since_ms(self, earlier: Timestamp) -> i64 {
         self.0 - earlier.0
+    }
+
+    /// The day in UTC, as `2026-11-21`.
+    pub fn date(self) -> String {
+        let mut text = self.to_string();
+        text.truncate(10);
+        text
     }
 
     /// Reads RFC 3339 text of any offset; digits past the millisecond are dropped.
@@ -73,6 +82,16 @@ impl fmt::Display for Timestamp {
             }
         }
         f.write_str(std::str::from_utf8(&text).unwrap_or_default())
+    }
+}
+
+impl JsonSchema for Timestamp {
+    fn schema_name() -> Cow<'static, str> {
+        "Timestamp".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({ "type": "string", "format": "date-time", "description": "A moment in UTC (RFC 3339)." })
     }
 }
 

@@ -16,6 +16,8 @@ pub struct Answer {
     pub status: StatusCode,
     pub headers: HeaderMap,
     pub body: Body,
+    /// The account whose key seals the body where it is kept; `None` for the caller's own.
+    pub personal_to: Option<String>,
 }
 
 pub enum Body {
@@ -26,7 +28,7 @@ pub enum Body {
 
 impl Answer {
     pub fn empty(status: StatusCode) -> Self {
-        Answer { status, headers: HeaderMap::new(), body: Body::Bytes(Vec::new()) }
+        Answer { status, headers: HeaderMap::new(), body: Body::Bytes(Vec::new()), personal_to: None }
     }
 
     pub fn json<T: Serialize + ?Sized>(status: StatusCode, content: &T) -> Result<Self, Problem> {
@@ -40,7 +42,8 @@ impl Answer {
     }
 
     pub fn response(response: Response) -> Self {
-        Answer { status: response.status(), headers: HeaderMap::new(), body: Body::Response(Box::new(response)) }
+        let status = response.status();
+        Answer { body: Body::Response(Box::new(response)), ..Answer::empty(status) }
     }
 
     /// Sets a header. A value that no header can have is left out.
@@ -48,6 +51,11 @@ impl Answer {
         if let Ok(value) = HeaderValue::from_str(value) {
             self.headers.insert(name, value);
         }
+        self
+    }
+
+    pub fn personal_to(mut self, user: &str) -> Self {
+        self.personal_to = Some(user.to_owned());
         self
     }
 

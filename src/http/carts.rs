@@ -5,6 +5,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use warp::http::StatusCode;
 
@@ -13,12 +14,12 @@ use super::offers::{offer, offers};
 use super::orders::{self, PurchaseBody};
 use super::problem::{FieldError, Problem};
 use super::request::Request;
-use super::{Door, auth};
-use crate::actors::credential::sha256_hex;
+use super::{Door, auth, sealing};
+use crate::actors::credential::{Credential, sha256_hex};
 use crate::actors::{Answered, AskError, Caller, Failure, shown};
 use crate::domain::cart::{Command, Phase, QUANTITY_MAX, Rejection, Reply};
-use crate::domain::order::{Contact, Owner};
-use crate::domain::{Cart, Entity, Money, ids};
+use crate::domain::order::Owner;
+use crate::domain::{Cart, Entity, Money, User, ids, user};
 
 /// How soon a checkout is asked for again that met a cart in the middle of a change.
 const BUSY_REST: Duration = Duration::from_millis(10);
@@ -26,48 +27,83 @@ const BUSY_RESTS_MAX: u32 = 50;
 /// By then a checkout that is refused has been.
 const REFUSAL_WAIT: Duration = Duration::from_millis(2);
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-struct CartBody {}
+#[schemars(rename = "NewCart")]
+pub(super) struct CartBody {}
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-struct ItemBody {
+#[schemars(rename = "NewCartLine")]
+pub(super) struct ItemBody {
+    #[schemars(length(max = ids::SKU_CHARS_MAX), regex(pattern = ids::SKU_PATTERN))]
     sku: String,
+    /// Added to what the cart has of it.
+    #[schemars(range(min = 1, max = QUANTITY_MAX))]
     quantity: u32,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-struct QuantityBody {
+#[schemars(rename = "Quantity")]
+pub(super) struct QuantityBody {
+    /// 0 removes the line.
+    #[schemars(range(min = 0, max = QUANTITY_MAX))]
     quantity: u32,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-struct MergeBody {
+#[schemars(rename = "CartMerge")]
+pub(super) struct MergeBody {
+    /// The cart that is to be merged into this one.
+    #[schemars(regex(pattern = ids::CART_PATTERN))]
     from: String,
-    /// The token of the cart that is to be merged into this one.
-    from_token: String,
+    /// Its token, when it is a guest's.
+    #[serde(default)]
+    from_token: Option<String>,
 }
 
 /// A cart in the answer that made it.
-#[derive(Serialize)]
-struct Created<'a> {
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "CartCreated")]
+pub(super) struct Created<'a> {
     #[serde(flatten)]
     cart: shown::CartShown<'a>,
-    token: &'a str,
+    /// Shown this once, and only to a guest. Whoever has it holds the cart.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    token: Option<&'a str>,
+}
+
+/// Whose is what this request makes: the account's, or the guest's who gets the token.
+pub fn owner(door: &Door, request: &Request) -> (Owner, Option<String>) {
+    match request.credential.account() {
+        Some(account) => (Owner::Account { user: account.user.to_string() }, None),
+        None => {
+            let token = request.new_secret(door, "guest token");
+            (Owner::Guest { token_sha256: sha256_hex(token.as_bytes()) }, Some(token))
+        }
+    }
 }
 
 pub async fn create(door: Arc<Door>, request: Request) -> Result<Answer, Problem> {
     let CartBody {} = request.json()?;
-    let (id, token) = (request.new_id(ids::CART), request.new_token());
-    let owner = Owner::Guest { token_sha256: sha256_hex(token.as_bytes()) };
-    let answered = door.runtime.ask::<Cart>(&id, Command::Create { owner }, request.caller()?).await?;
+    let id = request.new_id(ids::CART);
+    let (owner, token) = owner(&door, &request);
+    let create = door.runtime.ask::<Cart>(&id, Command::Create { owner }, request.caller()?);
+    let answered = match request.credential.account() {
+        // Side by side: a cart that is remembered and does not come about is taken for one that is over.
+        Some(account) => {
+            let (created, used) = tokio::join!(create, use_cart(&door, &request, &account.user, &id));
+            used?;
+            created?
+        }
+        None => create.await?,
+    };
     let own_id = id.clone();
     let look = move |state: &<Cart as Entity>::State, version| {
         let cart = shown::cart(&own_id, state)?;
-        Some((Answer::json(StatusCode::CREATED, &Created { cart, token: &token }), version))
+        Some((Answer::json(StatusCode::CREATED, &Created { cart, token: token.as_deref() }), version))
     };
     let (answer, version) = door.runtime.view::<Cart, _>(&id, look).await?.ok_or_else(Problem::not_found)?;
     Ok(answer?.etag(version).location(&format!("/api/carts/{id}")).position(answered.position))
@@ -139,9 +175,49 @@ pub async fn merge(door: Arc<Door>, request: Request) -> Result<Answer, Problem>
         return Err(Problem::bad_body("/from", "this is not the id of a cart"));
     }
     // Whoever merges must hold both carts.
-    auth::owns_cart(&door, &from, &door.gate.recognise(Some(&from_token))).await?;
+    let holder = from_token.as_deref().map_or_else(|| request.credential.clone(), Credential::guest);
+    if !auth::owns_cart(&door, &from, &holder).await? {
+        return Err(Problem::not_found());
+    }
     let answered = door.runtime.ask::<Cart>(id, Command::Merge { from }, request.caller()?).await?;
     show(&door, id, answered).await
+}
+
+/// Has the account remember its cart, so that whatever it is logged in on finds it.
+async fn use_cart(door: &Door, request: &Request, user: &str, cart: &str) -> Result<(), Problem> {
+    let caller = request.step("use-cart", user);
+    match door.runtime.ask::<User>(user, user::Command::UseCart { cart: cart.to_owned() }, caller).await {
+        // The operator of a node has no account.
+        Ok(_) | Err(AskError::Rejected(user::Rejection::Unknown)) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Merges a guest's cart into the account's, which is made if it has none, and gives the account's. A guest's cart that
+/// cannot be merged any more is left alone.
+pub async fn take_over(door: &Door, request: &Request, user: &str, from: &str) -> Result<String, Problem> {
+    let own = door.runtime.view::<User, _>(user, |state, _| state.cart.clone()).await?;
+    let open = match own {
+        Some(own) => {
+            let look = |state: &<Cart as Entity>::State, _| state.phase == Phase::Open;
+            door.runtime.view::<Cart, _>(&own, look).await?.then_some(own)
+        }
+        None => None,
+    };
+    let into = match open {
+        Some(own) => own,
+        None => {
+            let id = request.new_id(ids::CART);
+            let owner = Owner::Account { user: user.to_owned() };
+            door.runtime.ask::<Cart>(&id, Command::Create { owner }, request.step("make-cart", user)).await?;
+            use_cart(door, request, user, &id).await?;
+            id
+        }
+    };
+    match door.runtime.ask::<Cart>(&into, Command::Merge { from: from.to_owned() }, request.step("merge-cart", user)).await {
+        Ok(_) | Err(AskError::Rejected(_)) => Ok(into),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// The cart after a change.
@@ -159,15 +235,12 @@ pub async fn checkout(door: Arc<Door>, request: Request) -> Result<Answer, Probl
     let body: PurchaseBody = request.json()?;
     body.check()?;
     let order = request.new_id(ids::ORDER);
+    let owner = door.runtime.view::<Cart, _>(id, |state, _| state.owner.clone()).await?.ok_or_else(Problem::not_found)?;
+    let contact = sealing::seal_contact(&door, &request.credential, &owner, body.email, body.shipping_address).await?;
     let skus = door.runtime.view::<Cart, _>(id, |state, _| state.lines.keys().cloned().collect::<Vec<_>>()).await?;
     let prices: BTreeMap<String, Money> = offers(&door, skus).await?.into_iter().map(|(sku, offer)| (sku, offer.price)).collect();
-    let command = Command::Checkout {
-        order: order.clone(),
-        payment: body.payment,
-        contact: Contact::Plain { email: body.email, shipping_address: body.shipping_address },
-        expected_total: body.expected_total,
-        prices,
-    };
+    let command =
+        Command::Checkout { order: order.clone(), payment: body.payment, contact, expected_total: body.expected_total, prices };
     let caller = request.caller()?;
     let mut asked = pin!(within(door.config.settle_wait, check_out(&door, id, command, caller)));
     // A refusal comes at once. Whoever still waits looks at the order itself; how it failed, if it fails, the cart tells,

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use schemars::JsonSchema;
 use serde::Serialize;
 use warp::http::StatusCode;
 
@@ -14,8 +15,8 @@ use crate::actors::Failure;
 use crate::actors::runtime::SetAside;
 use crate::persistence::{self, inspect::InspectError};
 
-#[derive(Serialize)]
-struct Cluster<'a> {
+#[derive(Serialize, JsonSchema)]
+pub(super) struct Cluster<'a> {
     members: Vec<Member<'a>>,
     /// Entities in memory, by kind.
     residents: BTreeMap<&'static str, usize>,
@@ -27,8 +28,8 @@ struct Cluster<'a> {
     live_sessions: usize,
 }
 
-#[derive(Serialize)]
-struct Member<'a> {
+#[derive(Serialize, JsonSchema)]
+pub(super) struct Member<'a> {
     name: &'a str,
     #[serde(rename = "self")]
     is_self: bool,

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use schemars::JsonSchema;
 use serde::Serialize;
 use warp::http::StatusCode;
 use warp::http::header::{CACHE_CONTROL, CONTENT_TYPE};
@@ -12,8 +13,8 @@ use super::request::Request;
 use super::{Door, Phase};
 use crate::metrics;
 
-#[derive(Serialize)]
-struct Health {
+#[derive(Serialize, JsonSchema)]
+pub(super) struct Health {
     status: &'static str,
     /// Said only when it is so. It makes no node unready: whatever is not a list is as good as ever.
     #[serde(skip_serializing_if = "Option::is_none")]

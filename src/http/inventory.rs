@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use schemars::JsonSchema;
 use serde::Deserialize;
 use warp::http::StatusCode;
 
@@ -13,18 +14,25 @@ use crate::actors::shown;
 use crate::domain::inventory::Command;
 use crate::domain::{Entity, Inventory};
 
-const REASON_BYTES_MAX: usize = 200;
+const REASON_CHARS_MAX: usize = 200;
+/// As many units as an item can hold can come or go at once.
+const DELTA_MAX: i64 = u32::MAX as i64;
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-struct AdjustmentBody {
+#[schemars(rename = "StockAdjustment")]
+pub(super) struct AdjustmentBody {
+    /// Units that came, or went if negative.
+    #[schemars(range(min = -DELTA_MAX, max = DELTA_MAX), extend("not" = { "const": 0 }))]
     delta: i64,
+    #[schemars(length(max = REASON_CHARS_MAX), regex(pattern = r"\S"))]
     reason: String,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-struct InventoryPatch {
+#[schemars(rename = "InventoryPatch")]
+pub(super) struct InventoryPatch {
     low_stock_threshold: u32,
 }
 
@@ -48,11 +56,11 @@ async fn show(door: &Door, request: &Request, sku: &str) -> Result<Answer, Probl
 pub async fn adjust(door: Arc<Door>, request: Request) -> Result<Answer, Problem> {
     let sku = request.sku_param(0)?;
     let AdjustmentBody { delta, reason } = request.json()?;
-    if delta == 0 {
-        return Err(Problem::bad_body("/delta", "must not be 0"));
+    if delta == 0 || !(-DELTA_MAX..=DELTA_MAX).contains(&delta) {
+        return Err(Problem::bad_body("/delta", format!("must be between -{DELTA_MAX} and {DELTA_MAX}, and not 0")));
     }
-    if reason.trim().is_empty() || reason.len() > REASON_BYTES_MAX {
-        return Err(Problem::bad_body("/reason", "say why, in at most 200 bytes"));
+    if reason.trim().is_empty() || reason.chars().count() > REASON_CHARS_MAX {
+        return Err(Problem::bad_body("/reason", "say why, in at most 200 characters"));
     }
     let answered = door.runtime.ask::<Inventory>(sku, Command::Adjust { delta, reason }, request.caller()?).await?;
     Ok(show(&door, &request, sku).await?.position(answered.position))

@@ -19,7 +19,7 @@ use warp::http::header::{
 use super::answer::Answer;
 use super::problem::Problem;
 use super::request::Request;
-use super::{Door, Phase};
+use super::{Door, Phase, orders};
 use crate::actors::live::{Pushed, Watch, Watcher};
 use crate::actors::shown;
 use crate::domain::{Entity, Order, ids};
@@ -99,6 +99,9 @@ struct Reader {
 /// `GET /api/orders/{id}/events`
 pub async fn events(door: Arc<Door>, request: Request) -> Result<Answer, Problem> {
     let id = request.id_param(0, ids::ORDER)?;
+    if !orders::exists(&door, id).await? {
+        return Err(Problem::not_found());
+    }
     let after = match request.headers.get(LAST_EVENT_ID) {
         None => 0,
         Some(value) => {
@@ -212,6 +215,25 @@ mod tests {
             some[3].1 = key;
             assert!(handshake(&headers(&some)).is_err(), "{key}");
         }
+    }
+
+    #[test]
+    fn no_header_breaks_the_handshake() {
+        crate::hostile::feed("headers", vec![b"keep-alive, Upgrade".to_vec()], |bytes| {
+            let Ok(value) = HeaderValue::from_bytes(bytes) else { return };
+            let names = [CONNECTION, UPGRADE, SEC_WEBSOCKET_VERSION, SEC_WEBSOCKET_KEY];
+            for odd in &names {
+                let right = headers(&[
+                    (CONNECTION, "Upgrade"),
+                    (UPGRADE, "websocket"),
+                    (SEC_WEBSOCKET_VERSION, "13"),
+                    (SEC_WEBSOCKET_KEY, "dGhlIHNhbXBsZSBub25jZQ=="),
+                ]);
+                let mut some = right.clone();
+                some.insert(odd.clone(), value.clone());
+                let _ = handshake(&some);
+            }
+        });
     }
 
     #[test]

@@ -1,29 +1,46 @@
 //! The door: HTTP, WebSocket and SSE on warp.
 //!
-//! - `server` accepts connections and bounds them; `routes` is the table of all that can be asked, and the one place
-//!   where a request is matched, admitted and answered.
+//! - `server` accepts connections and bounds them, `tls` keeps them private; `routes` is the table of all that can be
+//!   asked, and the one place where a request is matched, admitted and answered.
+//! - `client_address` says where a request comes from, `limits` how much one caller may ask, `browsers` what
+//!   pages may do with an answer. `compression` makes large ones smaller.
 //! - `request` is what a handler gets, `answer` what it gives back; `problem` makes every error into one.
-//! - `auth` says who may do what; `idempotency` makes a repeated POST safe.
-//! - `products`, `inventory`, `carts`, `orders`, `cluster`, `health` and `live` hold the handlers.
+//! - `identity` holds what accounts rest on: passwords, keys, tokens, seals. `bearers` says who a token is of, and `auth`
+//!   whether they may do this; `idempotency` makes a repeated POST safe.
+//! - `openapi` is the contract, made of the structs that are read and written; `docs` shows it as a page.
+//! - `products`, `inventory`, `carts`, `orders`, `users`, `sessions`, `shops`, `cluster`, `health` and `live` hold the
+//!   handlers; `sealing` says whose key seals what is personal.
 //!
 //! No rule of commerce may live here: handlers translate, entities decide.
 
 pub mod answer;
 pub mod auth;
+pub mod bearers;
+pub mod browsers;
 pub mod carts;
+pub mod client_address;
 pub mod cluster;
-pub mod contacts;
+pub mod compression;
+pub mod docs;
 pub mod health;
 pub mod idempotency;
+pub mod identity;
 pub mod inventory;
+pub mod limits;
 pub mod live;
 pub mod offers;
+pub mod openapi;
 pub mod orders;
 pub mod problem;
 pub mod products;
 pub mod request;
 pub mod routes;
+pub mod sealing;
 pub mod server;
+pub mod sessions;
+pub mod shops;
+pub mod tls;
+pub mod users;
 
 use std::io;
 use std::net::SocketAddr;
@@ -33,11 +50,17 @@ use std::time::Duration;
 use tokio::sync::watch;
 
 use crate::actors::Runtime;
-use crate::actors::credential::Gate;
 use crate::actors::live::Live;
 use crate::actors::session::Sessions;
+use crate::domain::Timestamp;
 use crate::metrics::Metrics;
 use crate::read_models::ReadModels;
+
+use bearers::Bearers;
+use browsers::Origin;
+use client_address::Proxies;
+use identity::Identity;
+use limits::{Limits, Quotas};
 
 pub use server::{ServeError, serve};
 
@@ -49,14 +72,22 @@ pub struct Config {
     pub node_name: String,
     /// Connections beyond these are turned away at once.
     pub connections_max: usize,
-    /// SHA-256 of the operator's token; without it nobody is an admin.
-    pub admin_token_sha256: Option<[u8; 32]>,
+    /// How much one caller may ask.
+    pub quotas: Quotas,
+    /// Whom to believe about where a request comes from.
+    pub proxies: Proxies,
+    /// Whose pages may read answers.
+    pub cors_origins: Vec<Origin>,
     /// How long a shutdown waits for what is in flight.
     pub drain_deadline: Duration,
     /// How long a checkout waits for its order to be settled before it answers 202.
     pub settle_wait: Duration,
     /// How long a list waits for the position that its reader asks for.
     pub read_model_wait: Duration,
+    /// With it the door speaks TLS, and nothing else.
+    pub tls: Option<Arc<tls::Tls>>,
+    /// How long a TLS handshake may take.
+    pub handshake_timeout: Duration,
     /// How long a request's head may take.
     pub head_timeout: Duration,
     /// How long a connection may stay open without a request.
@@ -78,11 +109,15 @@ impl Default for Config {
         Config {
             listen: SocketAddr::from(([127, 0, 0, 1], 8080)),
             node_name: "local".into(),
-            connections_max: 10_000,
-            admin_token_sha256: None,
+            connections_max: 12_000,
+            quotas: Quotas::default(),
+            proxies: Proxies::default(),
+            cors_origins: Vec::new(),
             drain_deadline: Duration::from_secs(30),
             settle_wait: Duration::from_secs(2),
             read_model_wait: Duration::from_secs(2),
+            tls: None,
+            handshake_timeout: Duration::from_secs(10),
             head_timeout: Duration::from_secs(10),
             idle_timeout: Duration::from_secs(75),
             write_timeout: Duration::from_secs(60),
@@ -104,7 +139,9 @@ pub struct Door {
     pub sessions: Sessions,
     pub metrics: Metrics,
     pub config: Arc<Config>,
-    pub gate: Gate,
+    pub identity: Arc<Identity>,
+    pub gate: Arc<Bearers>,
+    pub limits: Arc<Limits>,
     phase: Arc<watch::Sender<Phase>>,
 }
 
@@ -122,14 +159,20 @@ impl Door {
         runtime: Runtime,
         read_models: Arc<ReadModels>,
         live: Live,
+        identity: Arc<Identity>,
         metrics: Metrics,
         config: Config,
     ) -> Result<Self, io::Error> {
-        let gate = Gate::new(config.admin_token_sha256);
+        let gate = Arc::new(Bearers::new(runtime.clone(), Arc::clone(&identity)));
         let sessions =
             Sessions::start(runtime.clone(), live.clone(), gate.clone(), config.live_threads, config.live_sessions_max)?;
         let phase = Arc::new(watch::Sender::new(Phase::Starting));
-        Ok(Door { runtime, read_models, live, sessions, metrics, config: Arc::new(config), gate, phase })
+        let limits = Arc::new(Limits::new(config.quotas));
+        Ok(Door { runtime, read_models, live, sessions, metrics, config: Arc::new(config), identity, gate, limits, phase })
+    }
+
+    pub fn now(&self) -> Timestamp {
+        self.runtime.now()
     }
 
     pub fn phase(&self) -> Phase {

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use warp::http::StatusCode;
 
@@ -11,90 +12,130 @@ use super::carts::within;
 use super::offers::offers;
 use super::problem::{FieldError, Problem};
 use super::products::await_position;
-use super::request::{Query, Request};
-use super::{Door, contacts};
-use crate::actors::credential::sha256_hex;
+use super::request::{Query, Request, object, object_or_null, objects, present};
+use super::{Door, carts, sealing};
+use crate::actors::credential::Credential;
+use crate::actors::permissions::Permission;
 use crate::actors::{Failure, shown};
 use crate::domain::cart::Offer;
-use crate::domain::order::{
-    Address, Command, Contact, Draft, LINES_MAX, Line, Outcome, Owner, QUANTITY_MAX, Reason, Reply, State, Status,
-};
+use crate::domain::order::{Address, Command, Draft, LINES_MAX, Line, Outcome, QUANTITY_MAX, Reason, Reply, State, Status};
 use crate::domain::payment::Method;
 use crate::domain::{Entity, Money, Order, ids};
 use crate::persistence::record::Payload;
 use crate::persistence::{EntityKey, Position, Version};
 use crate::read_models::{OrderQuery, Whose};
 
-const REASON_BYTES_MAX: usize = 200;
+const REASON_CHARS_MAX: usize = 200;
 const REASON_DEFAULT: &str = "cancelled by the customer";
-const CARRIER_BYTES_MAX: usize = 100;
-const STATUSES: [&str; 8] = ["pending", "reserved", "paid", "shipped", "delivered", "cancelled", "payment_failed", "refunded"];
+const CARRIER_CHARS_MAX: usize = 100;
+pub(super) const STATUSES: [&str; 8] =
+    ["pending", "reserved", "paid", "shipped", "delivered", "cancelled", "payment_failed", "refunded"];
 
 /// What every purchase says, with or without a cart.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+#[schemars(rename = "Purchase")]
 pub struct PurchaseBody {
+    #[serde(deserialize_with = "object")]
     pub payment: Method,
+    #[serde(deserialize_with = "object")]
     pub shipping_address: Address,
-    #[serde(default)]
+    /// Where the confirmation goes. A guest must give one; for an account it is its own address unless another is given.
+    #[serde(default, deserialize_with = "present")]
+    #[schemars(with = "String", length(max = Address::FIELD_CHARS_MAX), regex(pattern = "@"))]
     pub email: Option<String>,
-    #[serde(default)]
+    /// Refused with 409 if the total is another one.
+    #[serde(default, deserialize_with = "object_or_null")]
     pub expected_total: Option<Money>,
+    /// Not offered yet.
     #[serde(default)]
+    #[schemars(with = "()")]
     coupon_code: Option<String>,
+    /// Not offered yet.
     #[serde(default)]
+    #[schemars(with = "()")]
     promotion_code: Option<String>,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-struct OrderBody {
+#[schemars(rename = "NewOrder")]
+pub(super) struct OrderBody {
+    #[schemars(length(min = 1, max = LINES_MAX))]
+    #[serde(deserialize_with = "objects")]
     items: Vec<ItemBody>,
+    #[serde(deserialize_with = "object")]
     payment: Method,
+    #[serde(deserialize_with = "object")]
     shipping_address: Address,
-    #[serde(default)]
+    /// Where the confirmation goes. A guest must give one; for an account it is its own address unless another is given.
+    #[serde(default, deserialize_with = "present")]
+    #[schemars(with = "String", length(max = Address::FIELD_CHARS_MAX), regex(pattern = "@"))]
     email: Option<String>,
-    #[serde(default)]
+    /// Refused with 409 if the total is another one.
+    #[serde(default, deserialize_with = "object_or_null")]
     expected_total: Option<Money>,
+    /// Not offered yet.
     #[serde(default, alias = "couponCode")]
+    #[schemars(with = "()")]
     coupon_code: Option<String>,
+    /// Not offered yet.
     #[serde(default, alias = "promotionCode")]
+    #[schemars(with = "()")]
     promotion_code: Option<String>,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-struct ItemBody {
+#[schemars(rename = "NewOrderLine")]
+pub(super) struct ItemBody {
+    #[schemars(length(max = ids::SKU_CHARS_MAX), regex(pattern = ids::SKU_PATTERN))]
     sku: String,
+    #[schemars(range(min = 1, max = QUANTITY_MAX))]
     quantity: u32,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-struct CancelBody {
+#[schemars(rename = "Cancellation")]
+pub(super) struct CancelBody {
     #[serde(default)]
+    #[schemars(length(max = REASON_CHARS_MAX), regex(pattern = r"\S"))]
     reason: Option<String>,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-struct ShipmentBody {
+#[schemars(rename = "OrderClaim")]
+pub(super) struct ClaimBody {
+    /// The token of the guest's order.
+    token: String,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(rename = "NewShipment")]
+pub(super) struct ShipmentBody {
+    #[schemars(length(max = CARRIER_CHARS_MAX), regex(pattern = r"\S"))]
     carrier: String,
     #[serde(default)]
+    #[schemars(length(min = 1, max = CARRIER_CHARS_MAX))]
     tracking_number: Option<String>,
 }
 
 /// An order that is not settled yet and cannot be looked at either.
-#[derive(Serialize)]
-struct Underway<'a> {
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "OrderUnderway")]
+pub(super) struct Underway<'a> {
     id: &'a str,
     status: Status,
     #[serde(skip_serializing_if = "Option::is_none")]
     token: Option<&'a str>,
 }
 
-#[derive(Serialize)]
-struct History {
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "OrderHistory")]
+pub(super) struct History {
     items: Vec<shown::HistoryShown>,
     next_cursor: Option<String>,
 }
@@ -102,8 +143,16 @@ struct History {
 impl PurchaseBody {
     /// What this node does not offer yet is refused, and not ignored.
     pub fn check(&self) -> Result<(), Problem> {
+        check_expected(self.expected_total)?;
         no_codes("/coupon_code", self.coupon_code.as_ref())?;
         no_codes("/promotion_code", self.promotion_code.as_ref())
+    }
+}
+
+fn check_expected(total: Option<Money>) -> Result<(), Problem> {
+    match total {
+        Some(total) if total.amount < 0 => Err(Problem::bad_body("/expected_total/amount", "must not be negative")),
+        _ => Ok(()),
     }
 }
 
@@ -112,23 +161,29 @@ fn no_codes(pointer: &str, code: Option<&String>) -> Result<(), Problem> {
 }
 
 pub async fn list(door: Arc<Door>, request: Request) -> Result<Answer, Problem> {
-    let query = Query::parse(&request.query, &["status", "limit", "cursor"])?;
+    let query = Query::parse(&request.query, &["status", "shop", "limit", "cursor"])?;
+    let reaches = request.credential.reaches(Permission::OrderList);
+    let whose = match query.get("shop") {
+        Some(shop) if reaches.all || (reaches.shop && request.credential.shop() == Some(shop)) => Whose::Shops(shop.to_owned()),
+        Some(_) => return Err(Problem::not_found()),
+        None if reaches.all => Whose::Everybodys,
+        None => Whose::Accounts(request.account()?.user.to_string()),
+    };
     if query.get("status").is_some_and(|status| !STATUSES.contains(&status)) {
         return Err(Problem::bad_parameter("status", format!("expected one of {}", STATUSES.join(", "))));
     }
-    let orders = OrderQuery {
-        whose: Whose::Everybodys,
-        status: query.owned("status"),
-        limit: query.limit()?,
-        cursor: query.owned("cursor"),
-    };
+    let orders = OrderQuery { whose, status: query.owned("status"), limit: query.limit()?, cursor: query.cursor()? };
     await_position(&door, &request).await?;
     Answer::json(StatusCode::OK, &door.read_models.orders(orders).await?)
 }
 
 pub async fn get(door: Arc<Door>, request: Request) -> Result<Answer, Problem> {
     let id = request.id_param(0, ids::ORDER)?;
-    let (answer, version) = look(&door, id, StatusCode::OK, None).await?.ok_or_else(Problem::not_found)?;
+    let (mut state, version) = door.runtime.view::<Order, _>(id, |state, version| (state.clone(), version)).await?;
+    if let Some(draft) = &mut state.draft {
+        show_own_part(draft, &request.credential);
+    }
+    let answer = show(&door, id, &state, version, StatusCode::OK, None).await?.ok_or_else(Problem::not_found)?;
     if request.has_version(version) {
         return Ok(Answer::empty(StatusCode::NOT_MODIFIED).etag(version));
     }
@@ -152,9 +207,9 @@ async fn show(
 ) -> Result<Option<Answer>, Problem> {
     let (Some(mut order), Some(draft)) = (shown::order(id, state), &state.draft) else { return Ok(None) };
     order.token = token.as_deref();
-    if let Some((email, shipping_address)) = contacts::open(door, &draft.contact).await? {
-        order.email = email;
-        order.shipping_address = Some(shipping_address);
+    if let Some(contact) = sealing::open_contact(door, &draft.contact).await? {
+        order.email = contact.email;
+        order.shipping_address = Some(contact.shipping_address);
     }
     Ok(Some(Answer::json(status, &order)?.etag(version)))
 }
@@ -198,6 +253,7 @@ pub async fn accepted(door: &Door, id: &str, token: Option<String>) -> Result<An
 
 pub async fn create(door: Arc<Door>, request: Request) -> Result<Answer, Problem> {
     let body: OrderBody = request.json()?;
+    check_expected(body.expected_total)?;
     no_codes("/coupon_code", body.coupon_code.as_ref())?;
     no_codes("/promotion_code", body.promotion_code.as_ref())?;
     let quantities = quantities(&body.items)?;
@@ -230,25 +286,20 @@ pub async fn create(door: Arc<Door>, request: Request) -> Result<Answer, Problem
     if let Some(expected) = body.expected_total.filter(|expected| *expected != total) {
         return Err(Problem::total_differs(expected, total));
     }
-    let (id, token) = (request.new_id(ids::ORDER), request.new_token());
-    let draft = Draft {
-        owner: Owner::Guest { token_sha256: sha256_hex(token.as_bytes()) },
-        cart: None,
-        lines,
-        total,
-        contact: Contact::Plain { email: body.email, shipping_address: body.shipping_address },
-        payment: body.payment,
-    };
+    let id = request.new_id(ids::ORDER);
+    let (owner, token) = carts::owner(&door, &request);
+    let contact = sealing::seal_contact(&door, &request.credential, &owner, body.email, body.shipping_address).await?;
+    let draft = Draft { owner, cart: None, lines, total, contact, payment: body.payment };
     let asked = door.runtime.ask::<Order>(&id, Command::Place { draft }, request.caller()?);
     match within(door.config.settle_wait, asked).await {
         Some(Ok(answered)) => {
             let Reply::Concluded(outcome) = answered.reply else {
                 return Err(Problem::internal("a placed order got the answer to something else", &id));
             };
-            concluded(&door, outcome, Some(token), answered.position).await
+            concluded(&door, outcome, token, answered.position).await
         }
         Some(Err(error)) => Err(error.into()),
-        None if exists(&door, &id).await? => accepted(&door, &id, Some(token)).await,
+        None if exists(&door, &id).await? => accepted(&door, &id, token).await,
         None => Err(Problem::outcome_unknown()),
     }
 }
@@ -260,19 +311,29 @@ fn quantities(items: &[ItemBody]) -> Result<BTreeMap<&str, u32>, Problem> {
         errors.push(FieldError::new("/items", format!("an order has 1 to {LINES_MAX} items")));
     }
     let mut quantities: BTreeMap<&str, u32> = BTreeMap::new();
+    let mut too_many = None;
     for (index, item) in items.iter().enumerate().take(LINES_MAX) {
         if !ids::is_sku(&item.sku) {
             errors.push(FieldError::new(format!("/items/{index}/sku"), "this cannot be a sku"));
             continue;
         }
+        if !(1..=QUANTITY_MAX).contains(&item.quantity) {
+            errors.push(FieldError::new(format!("/items/{index}/quantity"), format!("must be between 1 and {QUANTITY_MAX}")));
+        }
         let sum = quantities.entry(&item.sku).or_default();
         *sum = sum.saturating_add(item.quantity);
-        if item.quantity == 0 || *sum > QUANTITY_MAX {
-            let message = format!("must be between 1 and {QUANTITY_MAX} for each sku");
-            errors.push(FieldError::new(format!("/items/{index}/quantity"), message));
+        if *sum > QUANTITY_MAX {
+            too_many.get_or_insert(index);
         }
     }
-    if errors.is_empty() { Ok(quantities) } else { Err(Problem::bad_fields(errors)) }
+    match too_many {
+        _ if !errors.is_empty() => Err(Problem::bad_fields(errors)),
+        Some(index) => Err(Problem::contradictory(
+            &format!("/items/{index}/quantity"),
+            format!("with the items of the same sku before it, this is more than {QUANTITY_MAX}"),
+        )),
+        None => Ok(quantities),
+    }
 }
 
 pub async fn history(door: Arc<Door>, request: Request) -> Result<Answer, Problem> {
@@ -280,6 +341,9 @@ pub async fn history(door: Arc<Door>, request: Request) -> Result<Answer, Proble
     let query = Query::parse(&request.query, &["limit", "cursor"])?;
     let after: Version = query.parsed("cursor", "a cursor that this list gave out")?.unwrap_or(0);
     let limit = query.limit()?;
+    if !exists(&door, id).await? {
+        return Err(Problem::not_found());
+    }
     let key = EntityKey::new(Order::KIND, id);
     // Each batch holds at least one record: one batch more than the limit shows whether there are more records.
     let batches = door.runtime.journal().read(&key, after.saturating_add(1), limit + 1).await.map_err(Failure::Unreadable)?;
@@ -301,8 +365,8 @@ pub async fn cancel(door: Arc<Door>, request: Request) -> Result<Answer, Problem
     let id = request.id_param(0, ids::ORDER)?;
     let CancelBody { reason } = request.json()?;
     let reason = reason.unwrap_or_else(|| REASON_DEFAULT.into());
-    if reason.trim().is_empty() || reason.len() > REASON_BYTES_MAX {
-        return Err(Problem::bad_body("/reason", "say why, in at most 200 bytes, or leave it out"));
+    if reason.trim().is_empty() || reason.chars().count() > REASON_CHARS_MAX {
+        return Err(Problem::bad_body("/reason", "say why, in at most 200 characters, or leave it out"));
     }
     let answered = door.runtime.ask::<Order>(id, Command::Cancel { reason }, request.caller()?).await?;
     changed(&door, id, StatusCode::OK, answered.position).await
@@ -311,15 +375,42 @@ pub async fn cancel(door: Arc<Door>, request: Request) -> Result<Answer, Problem
 pub async fn ship(door: Arc<Door>, request: Request) -> Result<Answer, Problem> {
     let id = request.id_param(0, ids::ORDER)?;
     let ShipmentBody { carrier, tracking_number } = request.json()?;
-    if carrier.trim().is_empty() || carrier.len() > CARRIER_BYTES_MAX {
-        return Err(Problem::bad_body("/carrier", "name the carrier, in at most 100 bytes"));
+    if carrier.trim().is_empty() || carrier.chars().count() > CARRIER_CHARS_MAX {
+        return Err(Problem::bad_body("/carrier", "name the carrier, in at most 100 characters"));
     }
-    if tracking_number.as_ref().is_some_and(|number| number.is_empty() || number.len() > CARRIER_BYTES_MAX) {
-        return Err(Problem::bad_body("/tracking_number", "1 to 100 bytes, or leave it out"));
+    if tracking_number.as_ref().is_some_and(|number| !(1..=CARRIER_CHARS_MAX).contains(&number.chars().count())) {
+        return Err(Problem::bad_body("/tracking_number", "1 to 100 characters, or leave it out"));
     }
     let command = Command::Ship { carrier, tracking_number };
     let answered = door.runtime.ask::<Order>(id, command, request.caller()?).await?;
     changed(&door, id, StatusCode::CREATED, answered.position).await
+}
+
+/// A guest's order becomes the caller's account's. Whoever bears its token may do that, once.
+pub async fn claim(door: Arc<Door>, request: Request) -> Result<Answer, Problem> {
+    let id = request.id_param(0, ids::ORDER)?;
+    let ClaimBody { token } = request.json()?;
+    let account = request.account()?;
+    let (guest, own) = (Credential::guest(&token), request.credential.clone());
+    let look = move |state: &State, _| {
+        let draft = state.draft.as_ref()?;
+        (guest.owns(&draft.owner) || own.owns(&draft.owner)).then(|| draft.contact.clone())
+    };
+    let contact = door.runtime.view::<Order, _>(id, look).await?.ok_or_else(Problem::not_found)?;
+    let key = sealing::key_of(&request.credential, door.now());
+    let contact = sealing::seal_anew(&door, &key, &contact).await?.unwrap_or(contact);
+    let command = Command::Claim { user: account.user.to_string(), contact };
+    let answered = door.runtime.ask::<Order>(id, command, request.caller()?).await?;
+    changed(&door, id, StatusCode::OK, answered.position).await
+}
+
+/// A vendor sees of an order what its shop sells.
+fn show_own_part(draft: &mut Draft, caller: &Credential) {
+    let whole = caller.reaches(Permission::OrderRead).all || caller.owns(&draft.owner);
+    let Some(shop) = caller.shop().filter(|_| !whole) else { return };
+    draft.lines.retain(|line| line.shop.as_deref() == Some(shop));
+    let part = Money::sum(draft.total.currency, draft.lines.iter().map(|line| line.total));
+    draft.total = part.unwrap_or(draft.total);
 }
 
 async fn changed(door: &Door, id: &str, status: StatusCode, position: Position) -> Result<Answer, Problem> {

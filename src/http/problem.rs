@@ -5,13 +5,17 @@
 
 use std::fmt;
 
+use schemars::JsonSchema;
 use serde::Serialize;
 use warp::http::StatusCode;
 use warp::http::header::{ALLOW, WWW_AUTHENTICATE};
 
 use super::answer::Answer;
+use super::identity::guesses::Locked;
+use super::identity::passwords::{PasswordError, Unfit};
+use super::identity::seals::SealError;
 use crate::actors::{AskError, Failure};
-use crate::domain::{Money, cart, inventory, order, product, request};
+use crate::domain::{Money, cart, inventory, order, product, request, shop, user};
 use crate::persistence::Version;
 use crate::read_models::ReadModelError;
 
@@ -29,22 +33,30 @@ struct Content {
     allow: Option<String>,
 }
 
-#[derive(Debug, Default, Serialize)]
-struct Body {
+/// Why something was not done (RFC 9457).
+#[derive(Debug, Default, Serialize, JsonSchema)]
+#[schemars(rename = "Problem")]
+pub(super) struct Body {
+    /// Stable: what programs look at.
     #[serde(rename = "type")]
+    #[schemars(regex(pattern = "^/problems/[a-z-]+$"))]
     problem_type: String,
+    /// A sentence that a person can act on.
     title: String,
+    #[schemars(range(min = 400, max = 599))]
     status: u16,
     #[serde(skip_serializing_if = "Option::is_none")]
     detail: Option<String>,
+    /// Which fields of the body are wrong.
     #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(default)]
     errors: Vec<FieldError>,
     #[serde(flatten)]
     more: Members,
 }
 
 /// Where in the body something is wrong.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct FieldError {
     /// A JSON Pointer.
     pub pointer: String,
@@ -57,9 +69,9 @@ impl FieldError {
     }
 }
 
-/// What a program can go on with.
-#[derive(Debug, Default, Serialize)]
-struct Members {
+// What a program can go on with.
+#[derive(Debug, Default, Serialize, JsonSchema)]
+pub(super) struct Members {
     #[serde(skip_serializing_if = "Option::is_none")]
     line: Option<usize>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -157,6 +169,49 @@ impl Problem {
         Problem::new(StatusCode::UNAUTHORIZED, "unauthorized", "Send a valid token as Authorization: Bearer.").detail(detail)
     }
 
+    /// A token that is an account's and does not count (any more).
+    pub fn invalid_token(detail: &'static str) -> Self {
+        Problem::new(StatusCode::UNAUTHORIZED, "invalid-token", "This token does not count. Log in, or renew it.").detail(detail)
+    }
+
+    /// The answer was given once, and what it said was forgotten since.
+    pub fn answer_forgotten() -> Self {
+        Problem::conflict("answer-forgotten", "This request was answered before, and its answer has been forgotten.")
+    }
+
+    pub fn orders_underway(order: &str) -> Self {
+        Problem::conflict("orders-underway", "An order of this account is still under way. Cancel it, or wait for its shipment.")
+            .detail(format!("it is /api/orders/{order}"))
+    }
+
+    fn has_shop(shop: &str) -> Self {
+        Problem::conflict("has-shop", "An account has one shop, and this one has it already.")
+            .detail(format!("it is /api/shops/{shop}"))
+    }
+
+    pub fn email_needed() -> Self {
+        Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "email-needed", "Say where the confirmation goes, or sign in.")
+            .error("/email", "a guest must give one")
+    }
+
+    pub fn wrong_password() -> Self {
+        let title = "This is not the account's password.";
+        Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "wrong-password", title).error("/current_password", "it is another one")
+    }
+
+    pub fn weak_password(pointer: &'static str, why: Unfit) -> Self {
+        Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "weak-password", "Choose another password.")
+            .error(pointer, why.to_string())
+    }
+
+    pub fn wrong_credentials() -> Self {
+        Problem::new(StatusCode::UNAUTHORIZED, "wrong-credentials", "There is no account with this e-mail and password.")
+    }
+
+    pub fn forbidden(detail: impl Into<String>) -> Self {
+        Problem::new(StatusCode::FORBIDDEN, "forbidden", "This account may not do this.").detail(detail)
+    }
+
     /// What cannot be read as a request at all.
     pub fn unreadable(status: StatusCode) -> Self {
         match status {
@@ -221,7 +276,7 @@ impl Problem {
     }
 
     pub fn not_for_sale(skus: Vec<(String, String)>) -> Self {
-        let mut problem = Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "not-for-sale", "This is not for sale.");
+        let mut problem = Problem::new(StatusCode::CONFLICT, "not-for-sale", "This is not for sale.");
         problem.0.body.errors =
             skus.iter().map(|(pointer, sku)| FieldError::new(pointer.clone(), format!("{sku} is not for sale"))).collect();
         problem.more(|more| more.skus = Some(skus.into_iter().map(|(_, sku)| sku).collect()))
@@ -232,6 +287,13 @@ impl Problem {
     }
 
     // What the node cannot do now.
+
+    pub fn rate_limited(budget: &'static str, seconds: u32) -> Self {
+        let title = "Too much was asked in a short time. Ask again later; Retry-After says when.";
+        Problem::new(StatusCode::TOO_MANY_REQUESTS, "rate-limited", title)
+            .detail(format!("the budget for {budget} is spent"))
+            .retry_after(seconds)
+    }
 
     pub fn too_many_sessions() -> Self {
         Problem::new(StatusCode::SERVICE_UNAVAILABLE, "too-many-sessions", "This node holds all the live connections it can.")
@@ -245,6 +307,11 @@ impl Problem {
     pub fn behind() -> Self {
         let title = "The list has not come that far yet. Try again in a moment.";
         Problem::new(StatusCode::SERVICE_UNAVAILABLE, "read-model-behind", title).retry_after(1)
+    }
+
+    pub fn nothing_written_there() -> Self {
+        let title = "Nothing has been written there. Send a Souk-Position back as it was given.";
+        Problem::conflict("nothing-written-there", title)
     }
 
     pub fn contended() -> Self {
@@ -299,13 +366,31 @@ impl Problem {
     }
 
     /// `field` as the domain names it: a JSON Pointer already, or a dotted path.
-    fn invalid(field: &str, message: String) -> Self {
-        let pointer = match field {
-            "" => String::new(),
-            field if field.starts_with('/') => field.to_owned(),
-            field => format!("/{}", field.replace('.', "/")),
-        };
-        Problem::bad_body(pointer, message)
+    pub fn invalid(field: &str, message: String) -> Self {
+        Problem::bad_body(pointer(field), message)
+    }
+
+    pub fn contradictory(field: &str, message: String) -> Self {
+        let title = "The body contradicts itself or what is there already, though each part could be right by itself.";
+        Problem::conflict("contradictory-body", title).error(pointer(field), message)
+    }
+}
+
+fn pointer(field: &str) -> String {
+    match field {
+        "" => String::new(),
+        field if field.starts_with('/') => field.to_owned(),
+        field => format!("/{}", field.replace('.', "/")),
+    }
+}
+
+/// For a person, on one line.
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Body { title, detail, errors, .. } = &self.0.body;
+        f.write_str(title)?;
+        detail.iter().try_for_each(|detail| write!(f, " {detail}"))?;
+        errors.iter().try_for_each(|error| write!(f, " {}: {}.", error.pointer.trim_start_matches('/'), error.message))
     }
 }
 
@@ -352,7 +437,11 @@ impl From<Failure> for Problem {
 impl From<ReadModelError> for Problem {
     fn from(error: ReadModelError) -> Self {
         match error {
-            ReadModelError::BadCursor => Problem::bad_parameter("cursor", "this cursor was not given out by this list"),
+            ReadModelError::BadCursor => Problem::new(
+                StatusCode::NOT_FOUND,
+                "no-such-page",
+                "There is no such page: this cursor was not given out by this list, with these filters.",
+            ),
             error => {
                 tracing::error!(%error, "a read model failed");
                 Problem::new(StatusCode::SERVICE_UNAVAILABLE, "list-unavailable", "The list is not available. Try again.")
@@ -377,6 +466,8 @@ macro_rules! from_ask_error {
 }
 
 from_ask_error!(cart);
+from_ask_error!(shop);
+from_ask_error!(user);
 from_ask_error!(inventory);
 from_ask_error!(order);
 from_ask_error!(product);
@@ -437,7 +528,7 @@ impl From<inventory::Rejection> for Problem {
                 let title = "The stock cannot be lowered below what carts hold and orders have reserved.";
                 Problem::conflict("below-committed", title).detail(detail).more(|more| more.committed = Some(committed))
             }
-            R::TooMany => Problem::invalid("/delta", detail),
+            R::TooMany => Problem::conflict("too-many", "There would be more units than can be counted.").detail(detail),
             R::Closed => Problem::conflict("closed", "This order no longer wants its units."),
         }
     }
@@ -465,19 +556,93 @@ impl From<order::Rejection> for Problem {
     }
 }
 
+/// A product's field as its body names it.
+fn in_body(field: &str) -> &str {
+    match field {
+        "/shop" => "/shop_id",
+        "/product_type" => "/type",
+        field => field,
+    }
+}
+
 impl From<product::Rejection> for Problem {
     fn from(rejection: product::Rejection) -> Self {
         use product::Rejection as R;
         match rejection {
             R::Unknown => Problem::not_found(),
             R::Exists => Problem::conflict("exists", "This product exists already."),
-            R::Invalid { field, message } => Problem::invalid(&field, message),
+            R::Invalid { field, message } => Problem::invalid(in_body(&field), message),
+            R::Contradictory { field, message } => Problem::contradictory(in_body(&field), message),
             R::SkusTaken { skus } => {
                 Problem::conflict("sku-taken", "Some skus belong to other products.").more(|more| more.skus = Some(skus))
             }
             R::Busy => {
                 Problem::conflict("busy", "Another change of this product is under way. Try again in a moment.").retry_after(1)
             }
+        }
+    }
+}
+
+impl From<user::Rejection> for Problem {
+    fn from(rejection: user::Rejection) -> Self {
+        use user::Rejection as R;
+        match rejection {
+            R::Unknown | R::Deleted | R::NoSuchSession => Problem::not_found(),
+            R::Exists | R::IdTaken => Problem::conflict("exists", "This exists already."),
+            R::EmailTaken => Problem::conflict("email-taken", "Another account has this e-mail address.")
+                .error("/email", "another account has this address"),
+            R::Busy => {
+                Problem::conflict("busy", "A change of the e-mail address is under way. Try again in a moment.").retry_after(1)
+            }
+            R::PasswordChanged => Problem::conflict("password-changed", "The password was changed in the meantime."),
+            R::Reused => Problem::invalid_token("this refresh token was used before, so its session was ended: log in again"),
+            R::TooManyApiKeys => Problem::conflict("too-many-keys", "Revoke a key first.").detail(R::TooManyApiKeys.to_string()),
+            R::NotGrantable { role } => Problem::invalid("/role", R::NotGrantable { role }.to_string()),
+            R::HasShop { shop } => Problem::has_shop(&shop),
+            R::Invalid { field, message } => Problem::invalid(&format!("/{field}"), message),
+        }
+    }
+}
+
+impl From<shop::Rejection> for Problem {
+    fn from(rejection: shop::Rejection) -> Self {
+        use shop::Rejection as R;
+        match rejection {
+            R::Unknown | R::OwnerUnknown => Problem::not_found(),
+            R::Exists => Problem::conflict("exists", "This shop exists already."),
+            R::Invalid { field, message } => Problem::invalid(&field, message),
+            R::OwnerHasShop { shop } => Problem::has_shop(&shop),
+        }
+    }
+}
+
+impl From<Locked> for Problem {
+    fn from(locked: Locked) -> Self {
+        let seconds = u32::try_from(locked.wait_ms.saturating_add(999) / 1_000).unwrap_or(u32::MAX);
+        let title = "Too many attempts have failed. Wait a moment before the next one.";
+        Problem::new(StatusCode::TOO_MANY_REQUESTS, "too-many-attempts", title).retry_after(seconds)
+    }
+}
+
+impl From<PasswordError> for Problem {
+    fn from(error: PasswordError) -> Self {
+        match error {
+            PasswordError::Busy => Problem::new(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "overloaded",
+                "Too many are logging in at once. Try again in a moment.",
+            )
+            .retry_after(1),
+            error => Problem::internal("a password cannot be worked on", &error),
+        }
+    }
+}
+
+impl From<SealError> for Problem {
+    fn from(error: SealError) -> Self {
+        match error {
+            SealError::Destroyed => Problem::not_found(),
+            error => Problem::internal("the vault cannot be used", &error),
         }
     }
 }

@@ -3,42 +3,62 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use schemars::JsonSchema;
 use serde::Deserialize;
 use warp::http::StatusCode;
 
 use super::Door;
 use super::answer::Answer;
 use super::problem::Problem;
-use super::request::{Query, Request, present};
+use super::request::{Query, Request, object, objects, objects_present, present};
+use crate::actors::permissions::Permission;
 use crate::actors::{AskError, Failure, shown};
-use crate::domain::product::{Command, Content, SHOP_DEFAULT, Variant};
+use crate::domain::money::AMOUNT_MAX;
+use crate::domain::product::{
+    CATEGORY_LEVELS_MAX, Command, Content, DESCRIPTION_CHARS_MAX, NAME_CHARS_MAX, OPTIONS_MAX, SHOP_DEFAULT, TAGS_MAX,
+    VARIANTS_MAX, Variant,
+};
 use crate::domain::{CommandId, Entity, Money, Product, ids, product};
 use crate::read_models::{ProductQuery, ProductSort};
 
 /// How often a change is merged anew because somebody else was first.
 const MERGES_MAX: u32 = 8;
+/// The values of `sort`.
+pub(super) const SORTS: [&str; 5] = ["relevance", "newest", "price", "-price", "title"];
 const HANDLE_CHARS_MAX: usize = 80;
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-struct ProductBody {
+#[schemars(rename = "NewProduct")]
+pub(super) struct ProductBody {
     #[serde(default)]
+    #[schemars(length(min = 1, max = NAME_CHARS_MAX))]
     shop_id: Option<String>,
     #[serde(default)]
+    #[schemars(length(max = NAME_CHARS_MAX), regex(pattern = "^[a-z0-9-]*$"))]
     handle: Option<String>,
+    #[schemars(length(min = 1, max = NAME_CHARS_MAX))]
     title: String,
     #[serde(default)]
+    #[schemars(length(max = DESCRIPTION_CHARS_MAX))]
     description: String,
     #[serde(default)]
+    #[schemars(length(max = NAME_CHARS_MAX))]
     vendor: String,
     #[serde(default, rename = "type")]
+    #[schemars(length(max = NAME_CHARS_MAX))]
     product_type: String,
     #[serde(default)]
+    #[schemars(length(max = CATEGORY_LEVELS_MAX), inner(length(min = 1, max = NAME_CHARS_MAX)))]
     category: Vec<String>,
     #[serde(default)]
+    #[schemars(length(max = TAGS_MAX), inner(length(min = 1, max = NAME_CHARS_MAX)), extend("uniqueItems" = true))]
     tags: Vec<String>,
     #[serde(default)]
+    #[schemars(length(max = OPTIONS_MAX), inner(length(min = 1, max = NAME_CHARS_MAX)), extend("uniqueItems" = true))]
     options: Vec<String>,
+    #[schemars(length(min = 1, max = VARIANTS_MAX))]
+    #[serde(deserialize_with = "objects")]
     variants: Vec<VariantBody>,
     #[serde(default = "yes")]
     published: bool,
@@ -48,12 +68,16 @@ fn yes() -> bool {
     true
 }
 
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-struct VariantBody {
+#[schemars(rename = "NewVariant")]
+pub(super) struct VariantBody {
+    #[schemars(length(max = ids::SKU_CHARS_MAX), regex(pattern = ids::SKU_PATTERN))]
     sku: String,
+    #[serde(deserialize_with = "object")]
     price: Money,
     #[serde(default)]
+    #[schemars(length(max = OPTIONS_MAX), inner(length(min = 1, max = NAME_CHARS_MAX)))]
     options: Vec<String>,
     /// Initial units, which count only when the sku is new.
     #[serde(default)]
@@ -61,30 +85,42 @@ struct VariantBody {
 }
 
 /// What is given replaces what was; what is left out stays.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-struct ProductPatch {
+#[schemars(rename = "ProductPatch")]
+pub(super) struct ProductPatch {
     #[serde(default, deserialize_with = "present")]
+    #[schemars(with = "String", length(min = 1, max = NAME_CHARS_MAX))]
     shop_id: Option<String>,
     #[serde(default, deserialize_with = "present")]
+    #[schemars(with = "String", length(min = 1, max = NAME_CHARS_MAX), regex(pattern = "^[a-z0-9-]*$"))]
     handle: Option<String>,
     #[serde(default, deserialize_with = "present")]
+    #[schemars(with = "String", length(min = 1, max = NAME_CHARS_MAX))]
     title: Option<String>,
     #[serde(default, deserialize_with = "present")]
+    #[schemars(with = "String", length(max = DESCRIPTION_CHARS_MAX))]
     description: Option<String>,
     #[serde(default, deserialize_with = "present")]
+    #[schemars(with = "String", length(max = NAME_CHARS_MAX))]
     vendor: Option<String>,
     #[serde(default, deserialize_with = "present", rename = "type")]
+    #[schemars(with = "String", length(max = NAME_CHARS_MAX))]
     product_type: Option<String>,
     #[serde(default, deserialize_with = "present")]
+    #[schemars(with = "Vec<String>", length(max = CATEGORY_LEVELS_MAX), inner(length(min = 1, max = NAME_CHARS_MAX)))]
     category: Option<Vec<String>>,
     #[serde(default, deserialize_with = "present")]
+    #[schemars(with = "Vec<String>", length(max = TAGS_MAX), inner(length(min = 1, max = NAME_CHARS_MAX)), extend("uniqueItems" = true))]
     tags: Option<Vec<String>>,
     #[serde(default, deserialize_with = "present")]
+    #[schemars(with = "Vec<String>", length(max = OPTIONS_MAX), inner(length(min = 1, max = NAME_CHARS_MAX)), extend("uniqueItems" = true))]
     options: Option<Vec<String>>,
-    #[serde(default, deserialize_with = "present")]
+    #[serde(default, deserialize_with = "objects_present")]
+    #[schemars(with = "Vec<VariantBody>", length(min = 1, max = VARIANTS_MAX))]
     variants: Option<Vec<VariantBody>>,
     #[serde(default, deserialize_with = "present")]
+    #[schemars(with = "bool")]
     published: Option<bool>,
 }
 
@@ -162,27 +198,37 @@ pub async fn list(door: Arc<Door>, request: Request) -> Result<Answer, Problem> 
         Some("price") => ProductSort::PriceUp,
         Some("-price") => ProductSort::PriceDown,
         Some("title") => ProductSort::Title,
-        Some(_) => return Err(Problem::bad_parameter("sort", "expected relevance, newest, price, -price or title")),
+        Some(_) => return Err(Problem::bad_parameter("sort", format!("expected one of {}", SORTS.join(", ")))),
     };
     let products = ProductQuery {
-        q: query.owned("q"),
-        category: query.owned("category"),
-        tag: query.owned("tag"),
-        shop: query.owned("shop"),
-        min_price: query.parsed("min_price", "an amount in minor units")?,
-        max_price: query.parsed("max_price", "an amount in minor units")?,
+        q: query.text("q"),
+        category: query.text("category"),
+        tag: query.text("tag"),
+        shop: query.text("shop"),
+        min_price: price(&query, "min_price")?,
+        max_price: price(&query, "max_price")?,
         in_stock: query.parsed("in_stock", "true or false")?,
         sort,
         limit: query.limit()?,
-        cursor: query.owned("cursor"),
+        cursor: query.cursor()?,
     };
     await_position(&door, &request).await?;
     Answer::json(StatusCode::OK, &door.read_models.products(products).await?)
 }
 
+fn price(query: &Query<'_>, name: &str) -> Result<Option<i64>, Problem> {
+    let expected = "an amount in minor units";
+    match query.parsed(name, expected)? {
+        Some(price) if !(0..=AMOUNT_MAX).contains(&price) => Err(Problem::bad_parameter(name, format!("expected {expected}"))),
+        price => Ok(price),
+    }
+}
+
 /// A list shows what its reader has already written.
 pub async fn await_position(door: &Door, request: &Request) -> Result<(), Problem> {
     match request.at_least()? {
+        // Waiting would be in vain.
+        Some(position) if position > door.runtime.journal().highest() => Err(Problem::nothing_written_there()),
         Some(position) if !door.read_models.reached(position, door.config.read_model_wait).await => Err(Problem::behind()),
         _ => Ok(()),
     }
@@ -190,13 +236,17 @@ pub async fn await_position(door: &Door, request: &Request) -> Result<(), Proble
 
 pub async fn get(door: Arc<Door>, request: Request) -> Result<Answer, Problem> {
     let id = request.id_param(0, ids::PRODUCT)?;
-    show(&door, &request, id, StatusCode::OK, request.credential.is_admin()).await
+    show(&door, &request, id, StatusCode::OK, false).await
 }
 
 async fn show(door: &Door, request: &Request, id: &str, status: StatusCode, hidden_too: bool) -> Result<Answer, Problem> {
     let own_id = id.to_owned();
+    let (reaches, own_shop) =
+        (request.credential.reaches(Permission::CatalogueWrite), request.credential.shop().map(str::to_owned));
     let look = move |state: &<Product as Entity>::State, version| {
-        let shown = shown::product(&own_id, state, version).filter(|product| product.published || hidden_too)?;
+        let sells = |shop: &str| reaches.all || (reaches.shop && own_shop.as_deref() == Some(shop));
+        let shown = shown::product(&own_id, state, version)
+            .filter(|product| product.published || hidden_too || sells(product.shop_id))?;
         Some((Answer::json(status, &shown), version))
     };
     match door.runtime.view::<Product, _>(id, look).await? {
@@ -208,12 +258,23 @@ async fn show(door: &Door, request: &Request, id: &str, status: StatusCode, hidd
     }
 }
 
+/// The shop that the caller may write for: its own, or for an admin the one that is asked for.
+fn shop_of(request: &Request, wanted: Option<String>) -> Result<Option<String>, Problem> {
+    match (request.credential.reaches(Permission::CatalogueWrite).all, request.credential.shop(), wanted) {
+        (true, _, wanted) => Ok(wanted),
+        (false, Some(own), Some(wanted)) if wanted != own => Err(Problem::forbidden("this is not your shop: leave /shop_id out")),
+        (false, Some(own), _) => Ok(Some(own.to_owned())),
+        (false, None, _) => Err(Problem::forbidden("open a shop first: POST /api/shops")),
+    }
+}
+
 pub async fn create(door: Arc<Door>, request: Request) -> Result<Answer, Problem> {
     let body: ProductBody = request.json()?;
+    let shop = shop_of(&request, body.shop_id)?;
     let (variants, stock) = split(body.variants);
     let id = request.new_id(ids::PRODUCT);
     let content = Content {
-        shop: body.shop_id.unwrap_or_else(|| SHOP_DEFAULT.into()),
+        shop: shop.unwrap_or_else(|| SHOP_DEFAULT.into()),
         handle: body.handle.filter(|handle| !handle.is_empty()).unwrap_or_else(|| slug(&body.title, &id)),
         title: body.title,
         description: body.description,
@@ -232,7 +293,10 @@ pub async fn create(door: Arc<Door>, request: Request) -> Result<Answer, Problem
 
 pub async fn change(door: Arc<Door>, request: Request) -> Result<Answer, Problem> {
     let id = request.id_param(0, ids::PRODUCT)?;
-    let patch: ProductPatch = request.json()?;
+    let mut patch: ProductPatch = request.json()?;
+    if patch.shop_id.is_some() {
+        patch.shop_id = shop_of(&request, patch.shop_id)?;
+    }
     let given = request.caller()?;
     for attempt in 0..MERGES_MAX {
         let look = |state: &<Product as Entity>::State, version| {

@@ -7,9 +7,11 @@
 //! |---|---|
 //! | waiting for a request's head | the head takes longer than `head_timeout` |
 //! | between two requests | nothing comes for `idle_timeout` |
-//! | writing | the peer takes nothing for `write_timeout` |
+//! | writing | the peer takes nothing of its answers for `write_timeout` |
+//! | resting for `REST_MIN` | all places are taken, somebody new comes, and none rests longer |
 //! | anything | the node drains: what is in flight is finished, until `drain_deadline` |
 
+use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
@@ -21,18 +23,21 @@ use std::time::Duration;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use hyper_util::service::TowerToHyperService;
+use prometheus_client::metrics::counter::Counter;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use ulid::Ulid;
-use warp::http::{Request, Response, StatusCode, Version};
+use warp::http::header::{CONNECTION, HeaderValue, TRANSFER_ENCODING};
+use warp::http::{Request, Response, StatusCode, Uri, Version};
 use warp::hyper::body::{Body, Bytes, Frame, Incoming, SizeHint};
 use warp::hyper::service::Service;
 use warp::{Buf, Filter};
 
 use super::answer::Body as AnswerBody;
+use super::client_address::Peer;
 use super::problem::{PROBLEM_JSON, Problem};
 use super::routes::{Head, answer};
 use super::{Config, Door};
@@ -47,6 +52,12 @@ const ACCEPT_REST: Duration = Duration::from_millis(50);
 const TICK: Duration = Duration::from_secs(2);
 /// How long a connection that was told to end may take.
 const FAREWELL: Duration = Duration::from_secs(5);
+/// A connection that has rested so long gives its place to a new one when there is none left.
+const REST_MIN: Duration = Duration::from_secs(5);
+/// So many give their place at once, because to find them means to look at all.
+const GIVING_WAY_MAX: usize = 32;
+/// How long nobody is looked for when nobody was found.
+const FULL_LOOK: Duration = Duration::from_millis(100);
 const DRAIN_LOOK: Duration = Duration::from_millis(20);
 const HEADERS_MAX: usize = 100;
 const HEAD_BYTES_MAX: usize = 64 * 1024;
@@ -90,8 +101,9 @@ pub async fn serve_on(listener: TcpListener, door: Door, shutdown: impl Future<O
     let service = TowerToHyperService::new(warp::service(filter(Arc::clone(&door))));
     let builder = Arc::new(builder());
     let (draining, drained) = watch::channel(false);
-    let mut connections = JoinSet::new();
+    let mut connections = Connections::new(config.connections_max);
     let mut shutdown = pin!(shutdown);
+    let tls_keeper = config.tls.clone().map(|tls| tokio::spawn(tls.keep_fresh()));
     door.opened();
     if let Ok(address) = listener.local_addr() {
         tracing::info!(%address, "listening");
@@ -102,19 +114,31 @@ pub async fn serve_on(listener: TcpListener, door: Door, shutdown: impl Future<O
             biased;
             () = &mut shutdown => break,
             // Ended connections are cleared away as they end, so that the set counts those that are open.
-            Some(_) = connections.join_next() => {
-                door.metrics.http_connections.set(count(connections.len()));
+            () = connections.one_ended() => {
+                door.metrics.http_connections.set(count(connections.open()));
             }
             accepted = listener.accept() => match accepted {
-                Ok((stream, _)) if connections.len() >= config.connections_max => {
+                Ok((stream, _)) if !connections.has_room() => {
                     door.metrics.http_connections_refused.inc();
-                    turn_away(stream);
+                    // Over TLS nothing can be said before a handshake, which is what there is no room for.
+                    if config.tls.is_none() {
+                        turn_away(stream);
+                    }
                 }
-                Ok((stream, _)) => {
+                Ok((stream, address)) => {
                     let _ = stream.set_nodelay(true);
-                    let (builder, service) = (Arc::clone(&builder), service.clone());
-                    connections.spawn(converse(stream, builder, service, Arc::clone(&config), drained.clone()));
-                    door.metrics.http_connections.set(count(connections.len()));
+                    let pulse = Arc::new(Pulse::new());
+                    let converse = Converse {
+                        peer: Peer { address: address.ip(), secure: config.tls.is_some() },
+                        builder: Arc::clone(&builder),
+                        service: service.clone(),
+                        config: Arc::clone(&config),
+                        drained: drained.clone(),
+                        pulse: Arc::clone(&pulse),
+                        failed_handshakes: door.metrics.http_tls_handshakes_failed.clone(),
+                    };
+                    connections.add(pulse, converse.welcome(stream));
+                    door.metrics.http_connections.set(count(connections.open()));
                 }
                 // Of the peer's making: nothing is wrong here.
                 Err(error) if matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset) => {}
@@ -130,21 +154,93 @@ pub async fn serve_on(listener: TcpListener, door: Door, shutdown: impl Future<O
     door.draining();
     door.sessions.drain();
     let _ = draining.send(true);
-    tracing::info!(connections = connections.len(), sessions = door.sessions.open(), "draining");
+    tracing::info!(connections = connections.open(), sessions = door.sessions.open(), "draining");
     let deadline = Instant::now() + config.drain_deadline;
     let finished = async {
-        while connections.join_next().await.is_some() {}
+        while connections.open() > 0 {
+            connections.one_ended().await;
+        }
         while door.sessions.open() > 0 {
             tokio::time::sleep(DRAIN_LOOK).await;
         }
     };
     if tokio::time::timeout_at(deadline, finished).await.is_err() {
-        tracing::warn!(connections = connections.len(), sessions = door.sessions.open(), "closed before they were finished");
-        connections.abort_all();
-        while connections.join_next().await.is_some() {}
+        tracing::warn!(connections = connections.open(), sessions = door.sessions.open(), "closed before they were finished");
+        connections.tasks.shutdown().await;
+    }
+    if let Some(keeper) = tls_keeper {
+        keeper.abort();
     }
     door.metrics.http_connections.set(0);
     door.sessions.stop();
+}
+
+/// The connections that are open, and who of them gives way to others.
+struct Connections {
+    max: usize,
+    tasks: JoinSet<()>,
+    pulses: HashMap<tokio::task::Id, Arc<Pulse>>,
+    /// Those that were asked to give way and are not gone yet: they do not count, so that as many more may be open.
+    giving_way: usize,
+    /// Nobody is looked for before this.
+    full_until: Instant,
+}
+
+impl Connections {
+    fn new(max: usize) -> Self {
+        Connections { max, tasks: JoinSet::new(), pulses: HashMap::new(), giving_way: 0, full_until: Instant::now() }
+    }
+
+    fn open(&self) -> usize {
+        self.tasks.len()
+    }
+
+    fn add(&mut self, pulse: Arc<Pulse>, connection: impl Future<Output = ()> + Send + 'static) {
+        let task = self.tasks.spawn(connection).id();
+        self.pulses.insert(task, pulse);
+    }
+
+    /// Waits for one to end; for ever while none is open.
+    async fn one_ended(&mut self) {
+        let id = match self.tasks.join_next_with_id().await {
+            Some(Ok((id, ()))) => id,
+            Some(Err(error)) => error.id(),
+            None => return std::future::pending().await,
+        };
+        if self.pulses.remove(&id).is_some_and(|pulse| pulse.gives_way.load(Ordering::Relaxed)) {
+            self.giving_way -= 1;
+        }
+    }
+
+    /// Whether one more may be opened. When all places are taken, those that have rested longest are asked to go: whoever
+    /// only holds places must not keep out those who come to buy.
+    fn has_room(&mut self) -> bool {
+        if self.open() - self.giving_way < self.max {
+            return true;
+        }
+        // Those asked before have still to go, or nobody was found a moment ago.
+        if self.giving_way >= GIVING_WAY_MAX || Instant::now() < self.full_until {
+            return false;
+        }
+        let mut resting: Vec<(Instant, &Arc<Pulse>)> =
+            self.pulses.values().filter_map(|pulse| Some((pulse.rests_since()?, pulse))).collect();
+        resting.retain(|(since, _)| since.elapsed() >= REST_MIN);
+        if resting.is_empty() {
+            self.full_until = Instant::now() + FULL_LOOK;
+            return false;
+        }
+        let places = (GIVING_WAY_MAX - self.giving_way).min(self.max / GIVING_WAY_MAX).max(1);
+        if resting.len() > places {
+            resting.select_nth_unstable_by_key(places, |(since, _)| *since);
+            resting.truncate(places);
+        }
+        for (_, pulse) in &resting {
+            pulse.gives_way.store(true, Ordering::Relaxed);
+            pulse.asked_to_go.notify_one();
+        }
+        self.giving_way += resting.len();
+        true
+    }
 }
 
 fn count(connections: usize) -> i64 {
@@ -159,9 +255,10 @@ fn filter(door: Arc<Door>) -> impl Filter<Extract = (impl warp::Reply,), Error =
         .and(query)
         .and(warp::header::headers_cloned())
         .and(warp::ext::optional())
+        .and(warp::ext::get())
         .and(warp::body::stream())
-        .then(move |method, path: warp::path::FullPath, query, headers, upgrade, body| {
-            let head = Head { method, path: path.as_str().to_owned(), query, headers, upgrade };
+        .then(move |method, path: warp::path::FullPath, query, headers, upgrade, peer, body| {
+            let head = Head { method, path: path.as_str().to_owned(), query, headers, upgrade, peer };
             answer(Arc::clone(&door), head, body)
         })
 }
@@ -182,52 +279,90 @@ fn turn_away(stream: TcpStream) {
     }
 }
 
-/// One connection, from its first byte to its last.
-async fn converse<S, B>(
-    stream: TcpStream,
+/// What a connection needs besides its socket.
+struct Converse<S> {
+    peer: Peer,
     builder: Arc<auto::Builder<TokioExecutor>>,
     service: S,
     config: Arc<Config>,
-    mut drained: watch::Receiver<bool>,
-) where
+    drained: watch::Receiver<bool>,
+    pulse: Arc<Pulse>,
+    failed_handshakes: Counter,
+}
+
+impl<S, B> Converse<S>
+where
     S: Service<Request<Incoming>, Response = Response<B>> + Send + 'static,
     S::Future: Send + 'static,
     S::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     B: Body<Data = Bytes> + Send + Unpin + 'static,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
-    let pulse = Arc::new(Pulse::new());
-    let io = TokioIo::new(Felt { stream, pulse: Arc::clone(&pulse), refusal: None });
-    let service = Counted { service, pulse: Arc::clone(&pulse) };
-    let mut connection = pin!(builder.serve_connection_with_upgrades(io, service));
-    let mut farewell: Option<Instant> = None;
-    let mut clock = tokio::time::interval_at(Instant::now() + TICK, TICK);
-    clock.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    loop {
-        tokio::select! {
-            ended = connection.as_mut() => {
-                if let Err(error) = ended {
-                    tracing::debug!(%error, "a connection ended badly");
+    /// One connection, from its first byte to its last. A handshake that fails or lasts ends it.
+    async fn welcome(mut self, stream: TcpStream) {
+        let config = Arc::clone(&self.config);
+        let Some(tls) = &config.tls else { return self.converse(stream).await };
+        let handshake = tokio::time::timeout(config.handshake_timeout, tls.acceptor().accept(stream));
+        let shaken = tokio::select! {
+            // Nothing was asked yet that could be finished.
+            _ = self.drained.changed() => return,
+            () = self.pulse.asked_to_go.notified() => return,
+            shaken = handshake => shaken,
+        };
+        match shaken {
+            Ok(Ok(stream)) => {
+                self.pulse.expect_head();
+                self.converse(stream).await;
+            }
+            Ok(Err(error)) => {
+                self.failed_handshakes.inc();
+                tracing::debug!(%error, "a TLS handshake failed");
+            }
+            Err(_) => {
+                self.failed_handshakes.inc();
+                tracing::debug!("a TLS handshake took too long");
+            }
+        }
+    }
+
+    async fn converse<T: AsyncRead + AsyncWrite + Send + Unpin + 'static>(self, stream: T) {
+        let Converse { peer, builder, service, config, mut drained, pulse, .. } = self;
+        let io = TokioIo::new(Felt { stream, pulse: Arc::clone(&pulse), refusal: None });
+        let service = Counted { service, peer, pulse: Arc::clone(&pulse) };
+        let mut connection = pin!(builder.serve_connection_with_upgrades(io, service));
+        let mut farewell: Option<Instant> = None;
+        let mut clock = tokio::time::interval_at(Instant::now() + TICK, TICK);
+        clock.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                ended = connection.as_mut() => {
+                    if let Err(error) = ended {
+                        tracing::debug!(%error, "a connection ended badly");
+                    }
+                    return;
                 }
-                return;
-            }
-            changed = drained.changed(), if farewell.is_none() => {
-                // A closed channel means the loop is gone: the same farewell.
-                let _ = changed;
-                connection.as_mut().graceful_shutdown();
-                // Requests in flight end by themselves, or with the drain's deadline.
-                farewell = Some(Instant::now() + config.drain_deadline);
-            }
-            _ = clock.tick() => match pulse.verdict(&config) {
-                _ if farewell.is_some_and(|farewell| Instant::now() > farewell) => return,
-                Verdict::Fine => {}
-                Verdict::Stuck => return,
-                Verdict::Idle if farewell.is_none() => {
+                changed = drained.changed(), if farewell.is_none() => {
+                    // A closed channel means the loop is gone: the same farewell.
+                    let _ = changed;
+                    connection.as_mut().graceful_shutdown();
+                    // Requests in flight end by themselves, or with the drain's deadline.
+                    farewell = Some(Instant::now() + config.drain_deadline);
+                }
+                () = pulse.asked_to_go.notified(), if farewell.is_none() => {
                     connection.as_mut().graceful_shutdown();
                     farewell = Some(Instant::now() + FAREWELL);
                 }
-                Verdict::Idle => {}
-            },
+                _ = clock.tick() => match pulse.verdict(&config) {
+                    _ if farewell.is_some_and(|farewell| Instant::now() > farewell) => return,
+                    Verdict::Fine => {}
+                    Verdict::Stuck => return,
+                    Verdict::Idle if farewell.is_none() => {
+                        connection.as_mut().graceful_shutdown();
+                        farewell = Some(Instant::now() + FAREWELL);
+                    }
+                    Verdict::Idle => {}
+                },
+            }
         }
     }
 }
@@ -242,8 +377,16 @@ struct Pulse {
     head_since: AtomicU64,
     /// Since when the peer has taken nothing.
     stuck_since: AtomicU64,
+    /// Answers of which the peer has something still to take. A socket that takes all does not say that it does: in HTTP/2
+    /// the peer says for each stream how much it may be sent, and may say nothing.
+    untaken: AtomicUsize,
+    /// When it last took something of an answer.
+    taken_at: AtomicU64,
     /// HTTP/2 has frames that belong to no request: there, bytes do not announce a head.
     multiplexed: AtomicBool,
+    /// Its place is needed for somebody else.
+    gives_way: AtomicBool,
+    asked_to_go: Notify,
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -264,8 +407,27 @@ impl Pulse {
             // A connection that was just opened owes its first head.
             head_since: AtomicU64::new(1),
             stuck_since: AtomicU64::new(0),
+            untaken: AtomicUsize::new(0),
+            taken_at: AtomicU64::new(0),
             multiplexed: AtomicBool::new(false),
+            gives_way: AtomicBool::new(false),
+            asked_to_go: Notify::new(),
         }
+    }
+
+    fn is_busy(&self) -> bool {
+        self.in_flight.load(Ordering::Relaxed) > 0
+    }
+
+    /// Since when nothing is asked; `None` while something is, or when it is about to go.
+    fn rests_since(&self) -> Option<Instant> {
+        let resting = !self.is_busy() && !self.gives_way.load(Ordering::Relaxed);
+        resting.then(|| self.began + Duration::from_millis(self.resting_since.load(Ordering::Relaxed)))
+    }
+
+    /// From now on the peer owes its first head.
+    fn expect_head(&self) {
+        self.head_since.store(self.now(), Ordering::Relaxed);
     }
 
     fn now(&self) -> u64 {
@@ -281,7 +443,10 @@ impl Pulse {
         if self.longer_than(&self.stuck_since, config.write_timeout) {
             return Verdict::Stuck;
         }
-        if self.in_flight.load(Ordering::Relaxed) > 0 {
+        if self.untaken.load(Ordering::Relaxed) > 0 && self.longer_than(&self.taken_at, config.write_timeout) {
+            return Verdict::Stuck;
+        }
+        if self.is_busy() {
             return Verdict::Fine;
         }
         if self.longer_than(&self.head_since, config.head_timeout) {
@@ -291,7 +456,7 @@ impl Pulse {
     }
 
     fn heard(&self) {
-        if self.in_flight.load(Ordering::Relaxed) == 0 && !self.multiplexed.load(Ordering::Relaxed) {
+        if !self.is_busy() && !self.multiplexed.load(Ordering::Relaxed) {
             let _ = self.head_since.compare_exchange(0, self.now(), Ordering::Relaxed, Ordering::Relaxed);
         }
     }
@@ -302,23 +467,43 @@ impl Pulse {
         }
         self.in_flight.fetch_add(1, Ordering::Relaxed);
         self.head_since.store(0, Ordering::Relaxed);
-        InFlight(Arc::clone(self))
+        InFlight { pulse: Arc::clone(self), is_untaken: false }
     }
 }
 
 /// A request on its way, until its answer's last byte.
-struct InFlight(Arc<Pulse>);
+struct InFlight {
+    pulse: Arc<Pulse>,
+    /// The peer has something of the answer still to take.
+    is_untaken: bool,
+}
 
-impl Drop for InFlight {
-    fn drop(&mut self) {
-        self.0.resting_since.store(self.0.now(), Ordering::Relaxed);
-        self.0.in_flight.fetch_sub(1, Ordering::Relaxed);
+impl InFlight {
+    /// There is more for the peer to take, or not.
+    fn offers(&mut self, more: bool) {
+        if more != self.is_untaken {
+            self.is_untaken = more;
+            self.pulse.taken_at.store(self.pulse.now(), Ordering::Relaxed);
+            match more {
+                true => self.pulse.untaken.fetch_add(1, Ordering::Relaxed),
+                false => self.pulse.untaken.fetch_sub(1, Ordering::Relaxed),
+            };
+        }
     }
 }
 
-/// The service, with each request counted.
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.offers(false);
+        self.pulse.resting_since.store(self.pulse.now(), Ordering::Relaxed);
+        self.pulse.in_flight.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// The service, with each request counted, and told where it comes from.
 struct Counted<S> {
     service: S,
+    peer: Peer,
     pulse: Arc<Pulse>,
 }
 
@@ -332,27 +517,46 @@ where
     type Error = S::Error;
     type Future = CountedFuture<S::Future>;
 
-    fn call(&self, request: Request<Incoming>) -> Self::Future {
+    fn call(&self, mut request: Request<Incoming>) -> Self::Future {
+        request.extensions_mut().insert(self.peer);
         let in_flight = self.pulse.begin(request.version());
-        CountedFuture { future: Box::pin(self.service.call(request)), in_flight: Some(in_flight) }
+        // The target of a tunnel has no path, and what comes after us cannot do without one. It leads nowhere.
+        if request.uri().path_and_query().is_none() {
+            *request.uri_mut() = Uri::from_static("/");
+        }
+        // Besides its chunks it may have told a length, which hyper does not show. Somebody before us may have gone by that
+        // and see a second request where we see none, or the other way round: so there is no second one (RFC 9112, 6.1).
+        let is_last = request.headers().contains_key(TRANSFER_ENCODING);
+        CountedFuture { future: Box::pin(self.service.call(request)), in_flight: Some(in_flight), is_last }
     }
 }
 
 struct CountedFuture<F> {
     future: Pin<Box<F>>,
     in_flight: Option<InFlight>,
+    /// The connection ends with this answer.
+    is_last: bool,
 }
 
 impl<F, B, E> Future for CountedFuture<F>
 where
     F: Future<Output = Result<Response<B>, E>>,
+    B: Body,
 {
     type Output = Result<Response<CountedBody<B>>, E>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         self.future.as_mut().poll(cx).map(|answered| {
-            let in_flight = self.in_flight.take();
-            answered.map(|response| response.map(|body| CountedBody { body, _in_flight: in_flight }))
+            let mut in_flight = self.in_flight.take();
+            answered.map(|mut response| {
+                if self.is_last {
+                    response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+                }
+                if let Some(in_flight) = &mut in_flight {
+                    in_flight.offers(!response.body().is_end_stream());
+                }
+                response.map(|body| CountedBody { body, in_flight })
+            })
         })
     }
 }
@@ -360,7 +564,7 @@ where
 /// An answer's body; while it is being sent, its request is in flight.
 struct CountedBody<B> {
     body: B,
-    _in_flight: Option<InFlight>,
+    in_flight: Option<InFlight>,
 }
 
 impl<B: Body + Unpin> Body for CountedBody<B> {
@@ -368,7 +572,14 @@ impl<B: Body + Unpin> Body for CountedBody<B> {
     type Error = B::Error;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
-        Pin::new(&mut self.body).poll_frame(cx)
+        let CountedBody { body, in_flight } = &mut *self;
+        let polled = Pin::new(body).poll_frame(cx);
+        if let Some(in_flight) = in_flight {
+            // Asked for more, so what there was is taken. The last piece is taken when this is dropped.
+            in_flight.offers(false);
+            in_flight.offers(matches!(polled, Poll::Ready(Some(_))));
+        }
+        polled
     }
 
     fn is_end_stream(&self) -> bool {
@@ -384,14 +595,14 @@ impl<B: Body + Unpin> Body for CountedBody<B> {
 ///
 /// A head that hyper cannot read never gets to the service: hyper refuses it by itself, with a status and nothing else.
 /// That refusal is recognised here on its way out, and leaves as a problem like every other.
-struct Felt {
-    stream: TcpStream,
+struct Felt<T> {
+    stream: T,
     pulse: Arc<Pulse>,
     /// What is still to be sent in place of a bare refusal.
     refusal: Option<Bytes>,
 }
 
-impl AsyncRead for Felt {
+impl<T: AsyncRead + Unpin> AsyncRead for Felt<T> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let before = buffer.filled().len();
         let polled = Pin::new(&mut self.stream).poll_read(cx, buffer);
@@ -402,8 +613,8 @@ impl AsyncRead for Felt {
     }
 }
 
-impl Felt {
-    fn wrote<T>(&self, polled: Poll<T>) -> Poll<T> {
+impl<T> Felt<T> {
+    fn wrote<R>(&self, polled: Poll<R>) -> Poll<R> {
         let since = &self.pulse.stuck_since;
         match polled.is_pending() {
             true => {
@@ -415,7 +626,7 @@ impl Felt {
     }
 }
 
-impl Felt {
+impl<T: AsyncWrite + Unpin> Felt<T> {
     /// Sends a problem in place of these bytes if they are a bare refusal; `None` if they are not.
     fn refuse(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Option<Poll<io::Result<usize>>> {
         if self.refusal.is_none() {
@@ -450,13 +661,14 @@ fn refusal(status: StatusCode) -> Bytes {
         AnswerBody::Response(_) => Vec::new(),
     };
     let head = format!(
-        "HTTP/1.1 {status}\r\ncontent-type: {PROBLEM_JSON}\r\nx-request-id: {id}\r\ncontent-length: {}\r\nconnection: close\r\n\r\n",
+        "HTTP/1.1 {status}\r\ncontent-type: {PROBLEM_JSON}\r\nx-content-type-options: nosniff\r\nx-request-id: {id}\r\n\
+         content-length: {}\r\nconnection: close\r\n\r\n",
         body.len()
     );
     [head.into_bytes(), body].concat().into()
 }
 
-impl AsyncWrite for Felt {
+impl<T: AsyncWrite + Unpin> AsyncWrite for Felt<T> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let polled = match self.refuse(cx, bytes) {
             Some(polled) => polled,
@@ -494,6 +706,8 @@ impl AsyncWrite for Felt {
 
 #[cfg(test)]
 mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
     use super::*;
 
     #[test]
@@ -535,6 +749,59 @@ mod tests {
         pulse.heard();
         pass(11).await;
         assert_eq!(pulse.verdict(&config), Verdict::Stuck, "a head that does not end");
+    }
+
+    /// Asks by HTTP/2 for an answer of 100 bytes, with room for so many, and returns when the connection is closed and what
+    /// was said.
+    async fn closed_after(window_bytes: u32) -> (Duration, Vec<u8>) {
+        let (mut client, server) = tokio::io::duplex(1024 * 1024);
+        let (_draining, drained) = watch::channel(false);
+        let answer = |_: Request<Incoming>| async {
+            Ok::<_, std::convert::Infallible>(Response::new(http_body_util::Full::new(Bytes::from(vec![b'x'; 100]))))
+        };
+        let converse = Converse {
+            peer: Peer { address: [127, 0, 0, 1].into(), secure: false },
+            builder: Arc::new(builder()),
+            service: warp::hyper::service::service_fn(answer),
+            config: Arc::new(Config::default()),
+            drained,
+            pulse: Arc::new(Pulse::new()),
+            failed_handshakes: Counter::default(),
+        };
+        tokio::spawn(converse.converse(server));
+        let mut said = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
+        // SETTINGS with the room of each stream; HEADERS of one whole request.
+        said.extend([0, 0, 6, 4, 0, 0, 0, 0, 0, 0, 4]);
+        said.extend(window_bytes.to_be_bytes());
+        said.extend([0, 0, 10, 1, 5, 0, 0, 0, 1, 0x82, 0x86, 0x84, 0x01, 5]);
+        said.extend(b"a.bcd");
+        let began = Instant::now();
+        client.write_all(&said).await.unwrap();
+        let mut heard = Vec::new();
+        let _ = client.read_to_end(&mut heard).await;
+        (began.elapsed(), heard)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_that_nobody_takes_is_not_kept_for_ever() {
+        let config = Config::default();
+        let all = |heard: &[u8]| heard.windows(100).any(|window| window == [b'x'; 100]);
+        let (took, heard) = closed_after(1_000).await;
+        assert!(all(&heard) && took > config.idle_timeout, "{took:?}");
+        // What is taken in part lies with the codec, and the connection counts as idle.
+        for (window_bytes, limit) in [(0, config.write_timeout), (10, config.idle_timeout + FAREWELL)] {
+            let (took, heard) = closed_after(window_bytes).await;
+            assert!(!all(&heard));
+            assert!(took < limit + TICK * 3, "{window_bytes}: {took:?}");
+        }
+    }
+
+    #[test]
+    fn no_answer_breaks_the_look_for_a_bare_refusal() {
+        let good = b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\n\r\n".to_vec();
+        crate::hostile::feed("headers", vec![good], |bytes| {
+            let _ = bare_refusal(bytes);
+        });
     }
 
     #[tokio::test]

@@ -183,6 +183,18 @@ mod tests {
     }
 
     #[test]
+    fn no_file_breaks_the_reader_of_rows() {
+        crate::hostile::feed("csv", vec![b"a,b\n\"c\nd\",e\n".to_vec()], |bytes| {
+            let (mut rows, mut row) = (Rows::new(bytes), Row::default());
+            let mut lines = 0;
+            while !matches!(rows.read(&mut row).unwrap(), Next::End) {
+                lines += 1;
+                assert!(lines <= bytes.len() + 1, "it does not end");
+            }
+        });
+    }
+
+    #[test]
     fn a_row_has_the_line_on_which_an_editor_shows_its_start() {
         for end in ["\n", "\r\n", "\r"] {
             let text = ["a,b", "1,\"two", "lines\"", "", "", "3,4"].join(end);

@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use super::Integration;
+use super::{Call, Integration};
 use crate::domain::payment::{Provider, ProviderAnswer, ProviderRequest, ProviderStep};
 
 /// The provider's name in a checkout.
@@ -13,32 +13,25 @@ pub const NAME: &str = "sandbox";
 /// How long `tok_slow` takes.
 const SLOW: Duration = Duration::from_secs(3);
 
-/// Carries requests to the provider that they name.
-pub struct Providers;
+#[derive(Debug, Clone, Copy)]
+pub struct Sandbox;
 
-impl Integration<Provider> for Providers {
-    async fn carry(&self, request: ProviderRequest, key: String) -> ProviderAnswer {
-        match request.provider.as_str() {
-            NAME => sandbox(request, &key).await,
-            other => ProviderAnswer::Declined { reason: format!("there is no payment provider {other:?} here") },
+impl Integration<Provider> for Sandbox {
+    async fn carry(&self, request: ProviderRequest, call: Call) -> ProviderAnswer {
+        let approved = || ProviderAnswer::Approved { reference: format!("sandbox:{}", call.key) };
+        let ProviderStep::Authorize { token, .. } = request.step else {
+            return approved();
+        };
+        match token.as_str() {
+            "tok_ok" => approved(),
+            "tok_slow" => {
+                tokio::time::sleep(SLOW).await;
+                approved()
+            }
+            "tok_error" => ProviderAnswer::Unavailable { reason: "the sandbox plays an outage".into() },
+            "tok_declined" => ProviderAnswer::Declined { reason: "the card was declined".into() },
+            _ => ProviderAnswer::Declined { reason: "the sandbox knows no such token".into() },
         }
-    }
-}
-
-async fn sandbox(request: ProviderRequest, key: &str) -> ProviderAnswer {
-    let approved = || ProviderAnswer::Approved { reference: format!("sandbox:{key}") };
-    let ProviderStep::Authorize { token, .. } = request.step else {
-        return approved();
-    };
-    match token.as_str() {
-        "tok_ok" => approved(),
-        "tok_slow" => {
-            tokio::time::sleep(SLOW).await;
-            approved()
-        }
-        "tok_error" => ProviderAnswer::Unavailable { reason: "the sandbox plays an outage".into() },
-        "tok_declined" => ProviderAnswer::Declined { reason: "the card was declined".into() },
-        _ => ProviderAnswer::Declined { reason: "the sandbox knows no such token".into() },
     }
 }
 
@@ -47,19 +40,18 @@ mod tests {
     use super::*;
     use crate::domain::{Currency, Money};
 
-    async fn authorize(provider: &str, token: &str) -> ProviderAnswer {
+    async fn authorize(token: &str) -> ProviderAnswer {
         let step = ProviderStep::Authorize { amount: Money::new(1, Currency::EUR), token: token.into() };
-        Providers.carry(ProviderRequest { provider: provider.into(), payment: "pay_1".into(), step }, "key".into()).await
+        Sandbox.carry(ProviderRequest { provider: NAME.into(), payment: "pay_1".into(), step }, Call::new("key", "trace")).await
     }
 
     #[tokio::test]
     async fn the_token_says_what_happens() {
         let approved = ProviderAnswer::Approved { reference: "sandbox:key".into() };
-        assert_eq!(authorize("sandbox", "tok_ok").await, approved);
-        assert_eq!(authorize("sandbox", "tok_slow").await, approved);
-        assert!(matches!(authorize("sandbox", "tok_declined").await, ProviderAnswer::Declined { .. }));
-        assert!(matches!(authorize("sandbox", "tok_error").await, ProviderAnswer::Unavailable { .. }));
-        assert!(matches!(authorize("sandbox", "tok_other").await, ProviderAnswer::Declined { .. }));
-        assert!(matches!(authorize("acme", "tok_ok").await, ProviderAnswer::Declined { .. }));
+        assert_eq!(authorize("tok_ok").await, approved);
+        assert_eq!(authorize("tok_slow").await, approved);
+        assert!(matches!(authorize("tok_declined").await, ProviderAnswer::Declined { .. }));
+        assert!(matches!(authorize("tok_error").await, ProviderAnswer::Unavailable { .. }));
+        assert!(matches!(authorize("tok_other").await, ProviderAnswer::Declined { .. }));
     }
 }

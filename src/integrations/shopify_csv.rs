@@ -26,7 +26,7 @@ use std::fmt;
 use std::io::{self, Read};
 
 use super::csv_rows::{COLUMNS_MAX, Next, ROW_BYTES_MAX, Row, Rows};
-use crate::domain::ids::{self, SKU_BYTES_MAX};
+use crate::domain::ids::{self, SKU_CHARS_MAX};
 use crate::domain::money::{AMOUNT_MAX, Currency, Money};
 use crate::domain::product::{Content, Variant};
 
@@ -676,7 +676,7 @@ fn read_variant(
             derived
         }
         sku if ids::is_sku(sku) => sku.to_owned(),
-        _ => return Err(header.fault(Field::Sku, format!("a sku is printable and at most {SKU_BYTES_MAX} bytes long"))),
+        _ => return Err(header.fault(Field::Sku, format!("a sku is printable and at most {SKU_CHARS_MAX} characters long"))),
     };
     let (stock, note) = read_stock(header, row)?;
     let variant = Variant { sku, price: Money::new(price, currency), options };
@@ -780,6 +780,20 @@ mod tests {
 
     const CLASSIC: &str = include_str!("../../tests/fixtures/shopify-classic.csv");
     const CURRENT: &str = include_str!("../../tests/fixtures/shopify-current.csv");
+
+    #[test]
+    fn no_file_breaks_its_reader() {
+        let good = vec![CLASSIC.as_bytes().to_vec(), CURRENT.as_bytes().to_vec()];
+        crate::hostile::feed("csv", good, |bytes| {
+            for currency in ["EUR", "JPY", "KWD"] {
+                let Ok(reader) = Reader::new(bytes, currency.parse().unwrap()) else { return };
+                for (count, item) in reader.enumerate() {
+                    assert!(count <= 4 * bytes.len() + 4, "it does not end");
+                    assert!(!matches!(item, Item::Broken(_)), "reading bytes in memory cannot fail");
+                }
+            }
+        });
+    }
 
     #[derive(Default)]
     struct Seen {
@@ -1024,7 +1038,7 @@ mod tests {
 
     #[test]
     fn a_sku_that_no_inventory_item_can_have_is_an_error() {
-        let long = format!("a,A,,,{},5,1", "X".repeat(SKU_BYTES_MAX + 1));
+        let long = format!("a,A,,,{},5,1", "X".repeat(SKU_CHARS_MAX + 1));
         let seen = small(&[&long, "💐,B,,,,5,1", "über-größe,C,,,,5,1"]);
         assert!(seen.errors[0].starts_with("line 2, Variant SKU: a sku is printable"), "{}", seen.errors[0]);
         assert!(seen.errors[2].starts_with("line 3, Variant SKU: is empty, and"), "{}", seen.errors[2]);

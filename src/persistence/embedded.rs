@@ -244,6 +244,9 @@ fn decode_batch(key: &[u8], frame: &[u8]) -> Result<(EntityKey, Batch, Wake), Re
     if head.count == 0 {
         return Err(corrupt(place_of(key), "a batch without records"));
     }
+    if first.checked_add(u64::from(head.count)).is_none() {
+        return Err(corrupt(place_of(key), "a batch of impossible versions"));
+    }
     let payload = Bytes::copy_from_slice(&frame[FRAME_HEAD_BYTES..]);
     Ok((entity, Batch { first, count: head.count, position: head.position, payload }, wake_from_i64(head.wake)))
 }
@@ -289,7 +292,8 @@ fn decode_group(key: &[u8], value: &[u8]) -> Result<Group, ReadError> {
         keys.push(key.to_vec());
         rest = tail;
     }
-    let first = (last + 1).checked_sub(keys.len() as u64).filter(|first| *first > 0 && !keys.is_empty());
+    let end = last.checked_add(1);
+    let first = end.and_then(|end| end.checked_sub(keys.len() as u64)).filter(|first| *first > 0 && !keys.is_empty());
     let first = first.ok_or_else(|| corrupt(place(), "the index entry names an impossible number of batches"))?;
     Ok(Group { first, last, keys })
 }
@@ -1143,5 +1147,39 @@ impl Writer {
             self.space.full = full;
         }
         self.space.full.clone()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::hostile;
+
+    #[test]
+    fn no_stored_bytes_break_their_reader_even_when_their_checksum_is_right() {
+        let key = record_key(&EntityKey::new("cart", "x"), 3);
+        let frame = encode_frame(&key, Head { position: Position(7), count: 2, wake: -1 }, b"{\"events\":[]}");
+        let group = encode_group(7, &[key.clone(), key.clone()]);
+        // In the corpus, a byte says how long the key is that comes first.
+        let input = |key: &[u8], value: &[u8]| [&[key.len() as u8], key, value].concat();
+        let good = vec![input(&key, &frame), input(&7_u64.to_be_bytes(), &group), input(&u64::MAX.to_be_bytes(), &group)];
+        hostile::feed("frames", good, |bytes| {
+            let Some((len, rest)) = bytes.split_first() else { return };
+            let (key, value) = rest.split_at(rest.len().min(usize::from(*len)));
+            let mut sound = value.to_vec();
+            if let Some((crc, rest)) = sound.split_first_chunk_mut::<4>() {
+                *crc = checksum(key, rest).to_le_bytes();
+            }
+            for value in [value, &sound] {
+                let _ = (split_record_key(key), frame_position(key, value), place_of(key));
+                let _ = decode_frame(key, value).map(|head| wake_from_i64(head.wake));
+                if let Ok((_, batch, _)) = decode_batch(key, value) {
+                    let _ = batch.last();
+                }
+                if let Ok(group) = decode_group(key, value) {
+                    assert!(group.first > 0 && group.first <= group.last);
+                }
+            }
+        });
     }
 }

@@ -181,14 +181,14 @@ fn walk(bytes: &[u8], survey: &mut Survey) -> Tail {
             Err(what) => return Tail::Broken { at, what, later: later_batch(bytes, at, survey.sequence) },
         };
         if let Some(before) = survey.sequence
-            && !(before + 1..before.saturating_add(SEQUENCE_STEP_MAX)).contains(&batch.sequence)
+            && !(before.saturating_add(1)..before.saturating_add(SEQUENCE_STEP_MAX)).contains(&batch.sequence)
         {
             return Tail::Misplaced { at, what: format!("sequence number {} follows {before}", batch.sequence) };
         }
         survey.sequence = Some(batch.sequence);
         for position in batch.positions {
             if let Some(before) = survey.highest
-                && position.0 != before.0 + 1
+                && before.0.checked_add(1) != Some(position.0)
             {
                 return Tail::Misplaced { at, what: format!("position {} follows {}", position.0, before.0) };
             }
@@ -289,6 +289,20 @@ mod tests {
         // A few of fjall's zeros stay behind it.
         bytes.truncate(len + 64);
         bytes
+    }
+
+    #[test]
+    fn no_bytes_break_the_look_at_a_file() {
+        crate::hostile::feed("write-ahead", vec![written(3)], |bytes| {
+            for sequence in [None, Some(0), Some(u64::MAX)] {
+                let mut survey = Survey { sequence, ..Survey::default() };
+                match walk(bytes, &mut survey) {
+                    Tail::Whole => {}
+                    Tail::Misplaced { at, .. } => assert!(at < bytes.len()),
+                    Tail::Broken { at, later, .. } => assert!(at < bytes.len() && later.is_none_or(|later| later > at)),
+                }
+            }
+        });
     }
 
     /// Where each batch begins, and where the last ends.

@@ -11,6 +11,7 @@ use std::ops::Bound;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use sled::{Batch, Tree};
 
@@ -72,7 +73,7 @@ pub enum ProductSort {
 }
 
 /// A product as a list shows it.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ProductSummary {
     pub id: String,
     pub shop_id: String,
@@ -93,7 +94,7 @@ pub struct ProductSummary {
     pub version: Version,
 }
 
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct VariantSummary {
     pub sku: String,
     pub price: Money,

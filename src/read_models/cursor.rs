@@ -61,6 +61,15 @@ mod tests {
     use super::*;
 
     #[test]
+    fn no_cursor_breaks_its_reader() {
+        let own = seal(b"list", b"key");
+        crate::hostile::feed("cursors", vec![own.clone().into_bytes()], move |bytes| {
+            let Ok(text) = std::str::from_utf8(bytes) else { return };
+            assert!(open(b"list", text).is_err() || text == own, "a cursor that was not given out opens");
+        });
+    }
+
+    #[test]
     fn a_cursor_opens_only_for_its_own_list_and_only_unchanged() {
         let cursor = seal(b"list", b"key");
         assert_eq!(open(b"list", &cursor), Ok(b"key".to_vec()));

@@ -25,6 +25,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, RwLock};
 use std::time::Duration;
 
+use schemars::JsonSchema;
 use serde::Serialize;
 use tokio::sync::{Notify, Semaphore, watch};
 use tokio::task::{JoinHandle, spawn_blocking};
@@ -58,7 +59,8 @@ pub enum ReadModelError {
 }
 
 /// A stretch of a list. No `next_cursor` means that there is no more; a page may be short and still have one.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
+#[schemars(rename = "{T}Page")]
 pub struct Page<T> {
     pub items: Vec<T>,
     pub next_cursor: Option<String>,

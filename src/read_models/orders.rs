@@ -5,6 +5,7 @@
 
 use std::collections::HashMap;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use sled::{Batch, Tree};
 
@@ -41,7 +42,7 @@ pub enum Whose {
 }
 
 /// An order as a list shows it.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct OrderSummary {
     pub id: String,
     pub status: Status,

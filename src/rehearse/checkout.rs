@@ -62,13 +62,15 @@ const STOCK_DEFAULT: u32 = 100_000;
 const EXAMPLES: &str = "\
 Examples:
   A hundred buyers for half a minute, with stock added first and the books checked afterwards:
-    SOUK_TOKEN=$ADMIN_TOKEN souk rehearse checkout --buyers 100 --seconds 30
+    SOUK_TOKEN=$(souk admin token) souk rehearse checkout --buyers 100 --seconds 30
 
   Everybody wants the same thing, and there are only 500 of it:
-    souk rehearse checkout --buyers 200 --sku OUT-001-39 --stock 500 --token $ADMIN_TOKEN
+    souk rehearse checkout --buyers 200 --sku OUT-001-39 --stock 500 --token $(souk admin token)
 
   For a script:
     souk rehearse checkout --json | jq .orders_per_second
+
+All buyers come from one address: start the node with --no-limits, or most of them are told to wait (429).
 
 The exit code is 0 when orders were paid and the books balance, else 1. Without an admin's token the books cannot be
 read, and only the orders count. The books are right only if nobody else buys at the same time.";

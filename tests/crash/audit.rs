@@ -6,6 +6,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use serde_json::{Value, json};
+use souk::actors::clock::Clock;
+use souk::http::identity::keys::Keys;
+use souk::http::identity::operators_token;
 use souk::integrations::http_client::{Client, Header, Limits, Origin, bearer, percent_encoded};
 
 use crate::node::until;
@@ -52,7 +55,8 @@ fn is_final(order: &Value) -> bool {
 
 impl Auditor {
     pub fn new(origin: Origin, data: &Path) -> Auditor {
-        let admin = std::fs::read_to_string(data.join("admin-token")).unwrap().trim().to_owned();
+        let now = Clock::default().now();
+        let admin = operators_token(Keys::open_existing(&data.join("keys"), now).unwrap(), now).unwrap();
         let client = Client::new(origin.clone(), Limits::default()).into();
         Auditor { origin, admin, client }
     }

@@ -37,12 +37,16 @@ pub struct Node {
 impl Node {
     /// Starts the program and does not wait for it.
     pub fn spawn(data: &Path) -> Node {
+        Node::spawn_with(data, &["--snapshot-every", "10", "--idle-seconds", "1"])
+    }
+
+    fn spawn_with(data: &Path, flags: &[&str]) -> Node {
         // What a killed node left there says nothing about the next one.
         let _ = fs::remove_file(data.join("address"));
         fs::create_dir_all(data).unwrap();
         let log = File::options().create(true).append(true).open(data.join("node.log")).unwrap();
         let mut command = souk();
-        command.args(["serve", "--listen", "127.0.0.1:0", "--snapshot-every", "10", "--idle-seconds", "1", "--data"]).arg(data);
+        command.args(["serve", "--listen", "127.0.0.1:0", "--no-limits", "--data"]).arg(data).args(flags);
         let child = command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log).spawn().unwrap();
         Node { child, data: data.to_owned() }
     }
@@ -50,6 +54,14 @@ impl Node {
     /// Starts the program and waits until it takes requests.
     pub async fn start(data: &Path) -> (Node, Origin) {
         let mut node = Node::spawn(data);
+        let origin = node.is_ready().await;
+        (node, origin)
+    }
+
+    /// Starts the program with these flags instead of those that make it forget quickly, and waits until it takes requests.
+    #[allow(dead_code, reason = "not every test that shares this file asks for flags")]
+    pub async fn start_with(data: &Path, flags: &[&str]) -> (Node, Origin) {
+        let mut node = Node::spawn_with(data, flags);
         let origin = node.is_ready().await;
         (node, origin)
     }
@@ -77,9 +89,13 @@ impl Node {
         }
     }
 
+    pub fn whole_log(&self) -> String {
+        fs::read_to_string(self.data.join("node.log")).unwrap_or_default()
+    }
+
     /// What the node said, last lines only.
     pub fn log(&self) -> String {
-        let log = fs::read_to_string(self.data.join("node.log")).unwrap_or_default();
+        let log = self.whole_log();
         let lines: Vec<&str> = log.lines().collect();
         lines[lines.len().saturating_sub(40)..].join("\n")
     }

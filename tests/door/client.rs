@@ -265,6 +265,7 @@ impl Answer {
         self.asked.clone_from(&asked);
         let id = self.header("x-request-id").unwrap_or_else(|| panic!("{asked}: no request id: {self}"));
         assert!((1..=64).contains(&id.len()), "{asked}: {self}");
+        assert_eq!(self.header("x-content-type-options"), Some("nosniff"), "{asked}: {self}");
         if self.status >= 400 {
             assert_eq!(self.header("content-type"), Some("application/problem+json"), "{asked}: {self}");
             if call.method != "HEAD" {
@@ -282,7 +283,7 @@ impl Answer {
                 }
             }
         }
-        if self.status == 503 {
+        if self.status == 503 || self.status == 429 {
             assert!(self.header("retry-after").is_some(), "{asked}: {self}");
         }
         self

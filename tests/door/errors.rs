@@ -6,6 +6,9 @@ use futures_util::future::join_all;
 use serde_json::{Value, json};
 
 use crate::client::Call;
+use souk::actors::permissions::{Rank, Reach};
+use souk::http::routes::{ROUTES, Route};
+
 use crate::server::{ADMIN, Souk, address, eventually, product_body, purchase};
 
 /// The answer is a problem about the field at `pointer`.
@@ -54,7 +57,7 @@ async fn a_wrong_field_is_named_by_its_pointer() {
         } else {
             with(product.clone(), pointer, value)
         };
-        refused_at(souk.post("/api/products", body).bearer(ADMIN), pointer).await;
+        refused_at(souk.post("/api/products", body).bearer(&ADMIN), pointer).await;
     }
     for (pointer, value) in [
         ("/quantity", json!(0)),
@@ -110,13 +113,13 @@ async fn a_wrong_field_is_named_by_its_pointer() {
         (json!({ "delta": i64::MAX, "reason": "r" }), "/delta"),
         (json!([]), ""),
     ] {
-        refused_at(souk.post(&adjustments, body).bearer(ADMIN), pointer).await;
+        refused_at(souk.post(&adjustments, body).bearer(&ADMIN), pointer).await;
     }
     refused_at(souk.post("/api/carts", json!({ "owner": "me" })), "/owner").await;
     refused_at(souk.post(&cart.path("/merge"), json!({ "from": "x", "from_token": "y" })).bearer(&cart.token), "/from").await;
     let lowered = souk.adjust(&sku, -5).await.problem(409, "below-committed");
     assert_eq!(lowered["committed"], 1);
-    let taken = souk.post("/api/products", product_body(&[(&sku, 1, 1)])).bearer(ADMIN).send().await;
+    let taken = souk.post("/api/products", product_body(&[(&sku, 1, 1)])).bearer(&ADMIN).send().await;
     assert_eq!(taken.problem(409, "sku-taken")["skus"], json!([sku]));
 }
 
@@ -154,26 +157,28 @@ async fn what_is_not_json_is_refused_with_the_place() {
     souk.post(&cart.path("/checkout"), coupon).bearer(&cart.token).send().await.problem(422, "not-offered");
     let nothing = json!({ "items": [{ "sku": "NO-SUCH-SKU", "quantity": 1 }], "payment": body["payment"],
         "shipping_address": address(), "email": "a@b.test" });
-    let unknown = souk.post("/api/orders", nothing).send().await.problem(422, "not-for-sale");
+    let unknown = souk.post("/api/orders", nothing).send().await.problem(409, "not-for-sale");
     assert_eq!((&unknown["errors"][0]["pointer"], &unknown["skus"]), (&json!("/items/0/sku"), &json!(["NO-SUCH-SKU"])));
 }
 
 #[tokio::test]
-async fn operators_are_told_apart() {
+async fn whoever_is_not_signed_in_is_told_so_where_that_is_needed() {
     let souk = Souk::shared().await;
     let guest = souk.cart().await;
-    for route in souk::http::routes::ROUTES.iter().filter(|route| route.needs == souk::http::auth::Needs::Admin) {
+    let is_closed = |route: &&Route| route.permission.reach(Rank::Guest) == Reach::None;
+    for route in ROUTES.iter().filter(is_closed) {
         let path = route.pattern.replace(['{', '}'], "");
         let call = souk.call(route.method.as_str(), &path);
-        for given in [None, Some(guest.token.as_str()), Some("nonsense"), Some(&ADMIN[1..]), Some("")] {
+        for given in [None, Some(guest.token.as_str()), Some("nonsense"), Some("")] {
             let call = call.clone();
             let call = if let Some(token) = given { call.bearer(token) } else { call };
             let answer = call.send().await;
             assert_eq!(answer.header("www-authenticate"), Some("Bearer"), "{}", route.pattern);
             answer.problem(401, "unauthorized");
         }
-        let basic = call.clone().header("authorization", &format!("Basic {ADMIN}")).send().await;
+        let basic = call.clone().header("authorization", &format!("Basic {}", *ADMIN)).send().await;
         basic.problem(401, "unauthorized");
+        call.clone().bearer(&ADMIN[1..]).send().await.problem(401, "invalid-token");
         // Who it is decides before what was sent: nothing is learned from the order of checks.
         call.body("nonsense").send().await.problem(401, "unauthorized");
     }
@@ -209,15 +214,15 @@ async fn what_is_not_there_is_not_found() {
         "/.git/config".into(),
         "/api/products/%2e%2e%2f%2e%2e%2fetc%2fpasswd".into(),
     ] {
-        let answer = souk.get(&path).bearer(ADMIN).send().await;
+        let answer = souk.get(&path).bearer(&ADMIN).send().await;
         assert_eq!(answer.status, 404, "{path}: {answer}");
     }
     souk.adjust("NO-SUCH-SKU", 1).await.problem(404, "not-found");
     let path = format!("/api/products/prod_{ulid}");
-    souk.patch(&path, json!({})).bearer(ADMIN).send().await.problem(404, "not-found");
-    souk.delete(&path).bearer(ADMIN).send().await.problem(404, "not-found");
+    souk.patch(&path, json!({})).bearer(&ADMIN).send().await.problem(404, "not-found");
+    souk.delete(&path).bearer(&ADMIN).send().await.problem(404, "not-found");
     let ship = souk.post(&format!("/api/orders/ord_{ulid}/shipments"), json!({ "carrier": "c" }));
-    ship.bearer(ADMIN).send().await.problem(404, "not-found");
+    ship.bearer(&ADMIN).send().await.problem(404, "not-found");
     let cart = souk.cart().await;
     let line = cart.path("/items/NO-SUCH-SKU");
     souk.patch(&line, json!({ "quantity": 1 })).bearer(&cart.token).send().await.problem(404, "no-such-line");
@@ -231,6 +236,11 @@ async fn a_query_that_is_not_understood_is_refused() {
         ("/api/products?limit=0", "limit"),
         ("/api/products?limit=101", "limit"),
         ("/api/products?limit=x", "limit"),
+        ("/api/products?limit=", "limit"),
+        ("/api/products?cursor=", "cursor"),
+        ("/api/products?in_stock=", "in_stock"),
+        ("/api/products?sort=", "sort"),
+        ("/api/products?min_price=-1", "min_price"),
         ("/api/products?limit=1&limit=2", "limit"),
         ("/api/products?cursor=nonsense", "cursor"),
         ("/api/products?sort=colour", "sort"),
@@ -238,19 +248,61 @@ async fn a_query_that_is_not_understood_is_refused() {
         ("/api/products?min_price=1.5", "min_price"),
         ("/api/products?max_price=99999999999999999999", "max_price"),
         ("/api/products?colour=red", "colour"),
+        ("/api/cluster?colour=red", "colour"),
         ("/api/products?q=%zz", "q"),
         ("/api/products?q=%ff", "q"),
         ("/api/orders?status=lost", "status"),
         ("/api/orders?cursor=%F0%9F%92%A9", "cursor"),
     ] {
-        let problem = souk.get(path).bearer(ADMIN).send().await.problem(400, "invalid-parameter");
+        let problem = souk.get(path).bearer(&ADMIN).send().await.problem(400, "invalid-parameter");
         assert!(problem["title"].as_str().unwrap().contains(name), "{path}: {problem}");
     }
     souk.get("/api/products").header("souk-at-least", "soon").send().await.problem(400, "invalid-header");
-    souk.get("/api/products?q=&limit=").send().await.expect(200);
+    souk.get("/api/products?q=&tag=").send().await.expect(200);
+    souk.get("/api/products?cursor=00ff").send().await.problem(404, "no-such-page");
     for key in ["", "\u{e9}", &"k".repeat(256)] {
         souk.post("/api/carts", json!({})).key(key).send().await.problem(400, "invalid-header");
     }
+}
+
+#[tokio::test]
+async fn an_object_is_not_a_list_and_a_whole_number_may_have_a_point() {
+    let souk = Souk::shared().await;
+    let sku = souk.sku(1_000, 100).await;
+    let cart = souk.cart().await;
+    let items = cart.path("/items");
+    let add = |body: Value| souk.post(&items, body).bearer(&cart.token).send();
+    souk.post("/api/carts", json!([])).send().await.problem(400, "invalid-body");
+    add(json!([sku, 1])).await.problem(400, "invalid-body");
+    let mut order = purchase("tok_ok");
+    order["items"] = json!([[sku, 1]]);
+    refused_at(souk.post("/api/orders", order.clone()), "/items/0").await;
+    order["items"] = json!([{ "sku": sku, "quantity": 1 }]);
+    order["payment"] = json!(["sandbox", "tok_ok"]);
+    refused_at(souk.post("/api/orders", order), "/payment").await;
+
+    let added = add(json!({ "sku": sku, "quantity": 2.0 })).await.expect(200).json();
+    assert_eq!(added["lines"][0]["quantity"], 2);
+    add(json!({ "sku": sku, "quantity": 1.5 })).await.problem(400, "invalid-body");
+}
+
+#[tokio::test]
+async fn fields_that_contradict_each_other_are_named() {
+    let souk = Souk::shared().await;
+    let sku = souk.sku(1_000, 1).await;
+    let body = product_body(&[(&format!("{sku}-A"), 1_000, 1), (&format!("{sku}-B"), 1_000, 1)]);
+    for (pointer, value) in [
+        ("/variants/1/sku", json!(format!("{sku}-A"))),
+        ("/variants/1/options", json!([])),
+        ("/variants/1/price", json!({ "amount": 1, "currency": "USD" })),
+    ] {
+        let body = with(body.clone(), pointer, value);
+        let problem = souk.post("/api/products", body).bearer(&ADMIN).send().await.problem(409, "contradictory-body");
+        assert!(problem["errors"][0]["pointer"].as_str().unwrap().starts_with(pointer), "{problem}");
+    }
+    let id = souk.product(&[(&format!("{sku}-C"), 1_000, 1)]).await;
+    let moved = souk.patch(&format!("/api/products/{id}"), json!({ "shop_id": "another" })).bearer(&ADMIN).send().await;
+    assert_eq!(moved.problem(409, "contradictory-body")["errors"][0]["pointer"], "/shop_id");
 }
 
 #[tokio::test]

@@ -34,9 +34,9 @@ async fn calls(souk: &Souk, sku: &str) -> Vec<(Call, Value)> {
         ),
         (souk.post(&full.path("/checkout"), purchase("tok_ok")).bearer(&full.token), other.clone()),
         (souk.post("/api/orders", order_body(sku, "tok_ok")), order_body(sku, "tok_declined")),
-        (souk.post("/api/products", product_body(&[(&name("KEY"), 100, 1)])).bearer(ADMIN), json!({})),
+        (souk.post("/api/products", product_body(&[(&name("KEY"), 100, 1)])).bearer(&ADMIN), json!({})),
         (
-            souk.post(&format!("/api/inventory/{sku}/adjustments"), json!({ "delta": 7, "reason": "r" })).bearer(ADMIN),
+            souk.post(&format!("/api/inventory/{sku}/adjustments"), json!({ "delta": 7, "reason": "r" })).bearer(&ADMIN),
             json!({ "delta": 8, "reason": "r" }),
         ),
     ];
@@ -64,6 +64,8 @@ async fn a_key_gives_the_first_answer_again_also_after_a_crash_and_another_body_
         assert_eq!(again.header("idempotency-replayed"), Some("true"), "{again}");
         assert_same(&first, &again);
         call.clone().json(&other).key(&key).send().await.problem(422, "idempotency-key-reused");
+        let bound = call.clone().header("if-match", "\"1\"").key(&key).send().await;
+        bound.problem(422, "idempotency-key-reused");
         given.push((call, key, first));
     }
     let before = souk.inventory(&sku).await;
@@ -115,7 +117,7 @@ async fn the_same_key_many_times_at_once_has_one_effect() {
     let order = souk.post("/api/orders", order_body(&sku, "tok_ok")).key(&name("k"));
     let check_out = souk.post(&cart.path("/checkout"), purchase("tok_ok")).bearer(&cart.token).key(&name("k"));
     let adjust = souk.post(&format!("/api/inventory/{sku}/adjustments"), json!({ "delta": 10, "reason": "r" }));
-    let adjust = adjust.bearer(ADMIN).key(&name("k"));
+    let adjust = adjust.bearer(&ADMIN).key(&name("k"));
     for call in [order, check_out, adjust] {
         let answers = join_all((0..20).map(|_| call.clone().send())).await;
         for answer in &answers {
@@ -162,7 +164,7 @@ async fn a_purchase_whose_answer_was_lost_to_a_crash_is_made_once() {
             (stock["reserved"] == 0).then(|| stock["on_hand"].as_u64().unwrap())
         });
         assert_eq!(on_hand.await, 100 - sold, "round {round}");
-        let list = souk.get("/api/orders?limit=100").bearer(ADMIN).header("souk-at-least", &answer.position_or_0());
+        let list = souk.get("/api/orders?limit=100").bearer(&ADMIN).header("souk-at-least", &answer.position_or_0());
         let list = list.send().await.expect(200).json();
         assert_eq!(list["items"].as_array().unwrap().len() as u64, sold, "round {round}: {list}");
     }

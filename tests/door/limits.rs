@@ -10,7 +10,7 @@ const SOCKETS: usize = 1_000;
 const BYTES_MAX: u64 = 40_000;
 
 async fn sessions(souk: &Souk) -> u64 {
-    souk.get("/api/cluster").bearer(ADMIN).send().await.expect(200).json()["live_sessions"].as_u64().unwrap()
+    souk.get("/api/cluster").bearer(&ADMIN).send().await.expect(200).json()["live_sessions"].as_u64().unwrap()
 }
 
 /// Opens that many of a kind and returns what one of them costs the server, in bytes.

@@ -156,9 +156,9 @@ async fn a_topic_is_heard_only_by_those_who_may_see_it() {
             assert_eq!(socket.refusal().await, "not-found", "{topic}");
         }
     }
-    socket.subscribe(&topic(&mine), 0, ADMIN).await;
+    socket.subscribe(&topic(&mine), 0, &ADMIN).await;
     assert_eq!(socket.refusal().await, "not-found", "a cart is its holder's alone");
-    socket.subscribe("order:ord_01ARZ3NDEKTSV4RRFFQ69G5FAV", 0, ADMIN).await;
+    socket.subscribe("order:ord_01ARZ3NDEKTSV4RRFFQ69G5FAV", 0, &ADMIN).await;
     assert_eq!(socket.refusal().await, "not-found");
     socket.subscribe("inventory:NO-SUCH-SKU", 0, "").await;
     assert_eq!(socket.refusal().await, "not-found");
@@ -166,13 +166,13 @@ async fn a_topic_is_heard_only_by_those_who_may_see_it() {
         socket.subscribe(wrong, 0, "").await;
         assert_eq!(socket.refusal().await, "unknown-topic", "{wrong}");
     }
-    socket.subscribe(&order, 1_000, ADMIN).await;
+    socket.subscribe(&order, 1_000, &ADMIN).await;
     assert_eq!(socket.refusal().await, "invalid-after");
-    socket.subscribe(&order, u64::MAX, ADMIN).await;
+    socket.subscribe(&order, u64::MAX, &ADMIN).await;
     assert_eq!(socket.refusal().await, "invalid-after");
-    socket.subscribe(&order, None, ADMIN).await;
+    socket.subscribe(&order, None, &ADMIN).await;
     assert_eq!(socket.hear().await["type"], "subscribed");
-    socket.subscribe(&order, None, ADMIN).await;
+    socket.subscribe(&order, None, &ADMIN).await;
     assert_eq!(socket.refusal().await, "already-subscribed");
     socket.say(json!({ "type": "unsubscribe", "topic": topic(&mine) })).await;
     assert_eq!(socket.refusal().await, "not-found");
@@ -259,7 +259,7 @@ async fn write_many(souk: &Souk, sku: &str, count: usize) {
         let mut line = souk.connect().await;
         for _ in 0..count / 4 {
             let body = json!({ "delta": 1, "reason": "r" });
-            let call = souk.post(&format!("/api/inventory/{sku}/adjustments"), body).bearer(ADMIN);
+            let call = souk.post(&format!("/api/inventory/{sku}/adjustments"), body).bearer(&ADMIN);
             call.send_on(&mut line).await.expect(200);
         }
     });
@@ -316,7 +316,7 @@ async fn a_client_that_does_not_read_slows_nobody_and_is_let_go_with_a_reason() 
     }
     assert!(states > 0, "the late client was never behind: the test did not fill its buffers");
 
-    let sessions = async || souk.get("/api/cluster").bearer(ADMIN).send().await.expect(200).json()["live_sessions"].as_u64();
+    let sessions = async || souk.get("/api/cluster").bearer(&ADMIN).send().await.expect(200).json()["live_sessions"].as_u64();
     eventually(Duration::from_secs(20), async || (sessions().await == Some(2)).then_some(())).await;
     assert!(begun.elapsed() < Duration::from_secs(40));
     let (code, reason) = stuck.closing().await;
@@ -466,7 +466,7 @@ async fn an_event_stream_goes_on_from_the_last_event_id_also_after_a_restart() {
 
     // Live.
     let ship = json!({ "carrier": "Caravan" });
-    souk.post(&format!("/api/orders/{order}/shipments"), ship).bearer(ADMIN).send().await.expect(201);
+    souk.post(&format!("/api/orders/{order}/shipments"), ship).bearer(&ADMIN).send().await.expect(201);
     let last = seen + 1;
     assert_eq!(read_events(&mut line, &mut pending, &mut seen, last).await, ["order.shipped"]);
 

@@ -5,8 +5,10 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod accounts;
 mod client;
 mod errors;
+mod gateway;
 mod hostile;
 mod idempotency;
 mod limits;
@@ -15,3 +17,7 @@ mod live;
 mod purchase;
 mod routes;
 mod server;
+#[allow(dead_code)]
+#[path = "../support/mod.rs"]
+mod support;
+mod traces;

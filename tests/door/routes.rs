@@ -4,17 +4,24 @@ use std::collections::BTreeSet;
 
 use serde_json::{Value, json};
 
+use crate::accounts;
 use crate::client::{Answer, Call};
 use crate::server::{ADMIN, Souk, name, product_body, purchase, text};
 
 /// Which routes were walked.
 #[derive(Default)]
-struct Walk(BTreeSet<(String, &'static str)>);
+pub struct Walk(BTreeSet<(String, &'static str)>);
 
 impl Walk {
-    async fn take(&mut self, pattern: &'static str, call: Call, status: u16) -> Answer {
+    /// Something that was taken by other means.
+    pub fn noted(&mut self, method: &str, pattern: &'static str) {
+        self.0.insert((method.into(), pattern));
+    }
+
+    pub async fn take(&mut self, pattern: &'static str, call: Call, status: u16) -> Answer {
         self.0.insert((call.method.clone(), pattern));
-        call.send().await.expect(status)
+        // Boxed: unoptimised, a long walk is more than a thread's stack.
+        Box::pin(call.send()).await.expect(status)
     }
 }
 
@@ -30,7 +37,7 @@ async fn each_route_answers_as_documented() {
     let mut body = product_body(&[(&sku, 1_500, 20)]);
     body["tags"] = json!([sku]);
     body["type"] = json!("Lamp");
-    let created = walk.take("/api/products", souk.post("/api/products", body).bearer(ADMIN), 201).await;
+    let created = walk.take("/api/products", souk.post("/api/products", body).bearer(&ADMIN), 201).await;
     let product = created.json();
     let path = format!("/api/products/{}", text(&product["id"]));
     assert_eq!((created.header("location"), created.header("content-type")), (Some(path.as_str()), Some("application/json")));
@@ -45,7 +52,7 @@ async fn each_route_answers_as_documented() {
     let listed = walk.take("/api/products", listed, 200).await.json();
     assert_eq!(members(&listed), ["items", "next_cursor"].into());
     assert_eq!((&listed["items"][0]["id"], &listed["items"][0]["variants"][0]["available"]), (&product["id"], &json!(20)));
-    let changed = walk.take("/api/products/{id}", souk.patch(&path, json!({ "title": "New" })).bearer(ADMIN), 200).await;
+    let changed = walk.take("/api/products/{id}", souk.patch(&path, json!({ "title": "New" })).bearer(&ADMIN), 200).await;
     assert_eq!((&changed.json()["title"], &changed.json()["type"]), (&json!("New"), &json!("Lamp")));
     assert!(changed.etag() != created.etag() && changed.position() > created.position());
 
@@ -53,11 +60,11 @@ async fn each_route_answers_as_documented() {
     let stock = walk.take("/api/inventory/{sku}", souk.get(&item), 200).await;
     let wanted = "sku product_id on_hand reserved held available low_stock_threshold";
     assert_eq!(members(&stock.json()), wanted.split(' ').collect());
-    let threshold = souk.patch(&item, json!({ "low_stock_threshold": 3 })).bearer(ADMIN);
+    let threshold = souk.patch(&item, json!({ "low_stock_threshold": 3 })).bearer(&ADMIN);
     let threshold = walk.take("/api/inventory/{sku}", threshold, 200).await;
     assert_eq!(threshold.json()["low_stock_threshold"], 3);
     let adjustment = json!({ "delta": -5, "reason": "broken" });
-    let adjust = souk.post(&format!("{item}/adjustments"), adjustment).bearer(ADMIN);
+    let adjust = souk.post(&format!("{item}/adjustments"), adjustment).bearer(&ADMIN);
     let adjusted = walk.take("/api/inventory/{sku}/adjustments", adjust, 200).await;
     assert_eq!(adjusted.json()["on_hand"], 15);
     assert!(adjusted.position() > threshold.position() && adjusted.etag() != threshold.etag());
@@ -97,33 +104,47 @@ async fn each_route_answers_as_documented() {
     body["items"] = json!([{ "sku": sku, "quantity": 1 }]);
     let direct = walk.take("/api/orders", souk.post("/api/orders", body), 201).await;
     assert!(direct.json()["token"].is_string());
-    let list = souk.get("/api/orders?limit=100").bearer(ADMIN).header("souk-at-least", &direct.position().to_string());
+    let list = souk.get("/api/orders?limit=100").bearer(&ADMIN).header("souk-at-least", &direct.position().to_string());
     let list = walk.take("/api/orders", list, 200).await.json();
     let listed = list["items"].as_array().unwrap().iter().find(|order| order["id"] == direct.json()["id"]).unwrap();
     assert_eq!((&listed["status"], &listed["items"]), (&json!("paid"), &json!(1)));
     walk.take("/api/orders/{id}", souk.get(&order_path).bearer(&token), 200).await;
     let history = walk.take("/api/orders/{id}/history", souk.get(&format!("{order_path}/history")).bearer(&token), 200).await;
     assert_eq!(members(&history.json()["items"][0]), ["version", "type", "time", "data", "asked_by"].into());
-    let ship = souk.post(&format!("{order_path}/shipments"), json!({ "carrier": "Caravan" })).bearer(ADMIN);
+    let ship = souk.post(&format!("{order_path}/shipments"), json!({ "carrier": "Caravan" })).bearer(&ADMIN);
     let shipped = walk.take("/api/orders/{id}/shipments", ship, 201).await;
     assert_eq!((&shipped.json()["status"], shipped.position() > order.position()), (&json!("shipped"), true));
     let cancel = souk.post(&format!("/api/orders/{}/cancel", text(&direct.json()["id"])), json!({}));
     walk.take("/api/orders/{id}/cancel", cancel.bearer(&text(&direct.json()["token"])), 200).await;
 
-    let cluster = walk.take("/api/cluster", souk.get("/api/cluster").bearer(ADMIN), 200).await.json();
+    let cluster = walk.take("/api/cluster", souk.get("/api/cluster").bearer(&ADMIN), 200).await.json();
     assert_eq!((&cluster["members"][0]["self"], &cluster["set_aside"]), (&json!(true), &json!([])));
     assert!(cluster["residents"]["order"].as_u64().unwrap() > 0);
-    let entity = souk.get(&format!("/api/cluster/entities/order/{id}")).bearer(ADMIN);
+    let entity = souk.get(&format!("/api/cluster/entities/order/{id}")).bearer(&ADMIN);
     let entity = walk.take("/api/cluster/entities/{kind}/{id}", entity, 200).await.json();
     assert_eq!((&entity["kind"], &entity["state"]["status"]), (&json!("order"), &json!("shipped")));
     // Nothing is set aside here; what is cannot be brought about from outside.
-    let release = souk.call("POST", &format!("/api/cluster/set-aside/order/{id}/release")).bearer(ADMIN);
+    let release = souk.call("POST", &format!("/api/cluster/set-aside/order/{id}/release")).bearer(&ADMIN);
     walk.take("/api/cluster/set-aside/{kind}/{id}/release", release, 404).await;
 
     for (path, status) in [("/health/live", "live"), ("/health/ready", "ready")] {
         let pattern = souk::http::routes::ROUTES.iter().find(|route| route.pattern == path).unwrap().pattern;
         let health = walk.take(pattern, souk.get(path), 200).await;
         assert_eq!((health.json(), health.header("cache-control")), (json!({ "status": status }), Some("no-store")));
+    }
+    for (path, content_type) in [
+        ("/api/openapi.json", "application/json"),
+        ("/docs", "text/html; charset=utf-8"),
+        ("/docs/style.css", "text/css; charset=utf-8"),
+    ] {
+        let shown = walk.take(path, souk.get(path), 200).await;
+        assert_eq!(shown.header("content-type"), Some(content_type));
+        let known = souk.get(path).header("if-none-match", shown.header("etag").unwrap()).send().await.expect(304);
+        assert!(known.body.is_empty());
+        if path != "/api/openapi.json" {
+            let policy = shown.header("content-security-policy").unwrap();
+            assert!(policy.starts_with("default-src 'none'") && !policy.contains("unsafe"), "{policy}");
+        }
     }
     let metrics = walk.take("/metrics", souk.get("/metrics"), 200).await;
     assert!(metrics.header("content-type").unwrap().starts_with("application/openmetrics-text"));
@@ -134,14 +155,16 @@ async fn each_route_answers_as_documented() {
     let socket = socket.header("sec-websocket-version", "13").header("sec-websocket-key", "dGhlIHNhbXBsZSBub25jZQ==");
     let socket = walk.take("/ws", socket, 101).await;
     assert_eq!(socket.header("sec-websocket-accept"), Some("s3pPLMBiTxaQ9kYGzzhZRbK+xOo="));
-    walk.0.insert(("GET".into(), "/api/orders/{id}/events"));
+    walk.noted("GET", "/api/orders/{id}/events");
     let mut line = souk.connect().await;
     line.write(&souk.get(&format!("{order_path}/events?access_token={token}")).bytes()).await;
     let head = line.head().await.to_lowercase();
     assert!(head.starts_with("http/1.1 200") && head.contains("content-type: text/event-stream"), "{head}");
     assert!(head.contains("x-request-id: ") && head.contains("cache-control: no-store"), "{head}");
 
-    let gone = walk.take("/api/products/{id}", souk.delete(&path).bearer(ADMIN), 204).await;
+    accounts::walk(&souk, &mut walk, &sku).await;
+
+    let gone = walk.take("/api/products/{id}", souk.delete(&path).bearer(&ADMIN), 204).await;
     assert!(gone.position() > changed.position());
     souk.get(&path).send().await.problem(404, "not-found");
     let table = souk::http::routes::ROUTES.iter().map(|route| (route.method.to_string(), route.pattern));
@@ -158,9 +181,12 @@ async fn an_unchanged_thing_is_not_sent_again_and_a_change_of_an_old_version_is_
     let order_cart = souk.cart_with(&sku, 1).await;
     let order = format!("/api/orders/{}", text(&souk.check_out(&order_cart, "tok_ok").await.expect(201).json()["id"]));
     let item = format!("/api/inventory/{sku}");
-    for (path, token) in
-        [(&product, ADMIN), (&item, ADMIN), (&cart.path(""), cart.token.as_str()), (&order, order_cart.token.as_str())]
-    {
+    for (path, token) in [
+        (&product, ADMIN.as_str()),
+        (&item, ADMIN.as_str()),
+        (&cart.path(""), cart.token.as_str()),
+        (&order, order_cart.token.as_str()),
+    ] {
         let seen = souk.get(path).bearer(token).send().await.expect(200);
         let tag = seen.etag();
         for given in [tag.clone(), format!("W/{tag}"), format!("\"0\", {tag}"), "*".to_owned()] {
@@ -173,14 +199,14 @@ async fn an_unchanged_thing_is_not_sent_again_and_a_change_of_an_old_version_is_
     }
     let line = cart.path(&format!("/items/{sku}"));
     let changes = [
-        (&product, souk.patch(&product, json!({ "title": "Newer" })), ADMIN, 200),
-        (&item, souk.patch(&item, json!({ "low_stock_threshold": 2 })), ADMIN, 200),
-        (&item, souk.post(&format!("{item}/adjustments"), json!({ "delta": 1, "reason": "found" })), ADMIN, 200),
+        (&product, souk.patch(&product, json!({ "title": "Newer" })), ADMIN.as_str(), 200),
+        (&item, souk.patch(&item, json!({ "low_stock_threshold": 2 })), ADMIN.as_str(), 200),
+        (&item, souk.post(&format!("{item}/adjustments"), json!({ "delta": 1, "reason": "found" })), ADMIN.as_str(), 200),
         (&cart.path(""), souk.patch(&line, json!({ "quantity": 2 })), cart.token.as_str(), 200),
         (&cart.path(""), souk.post(&cart.path("/items"), json!({ "sku": sku, "quantity": 1 })), cart.token.as_str(), 200),
         (&cart.path(""), souk.post(&cart.path("/checkout"), purchase("tok_ok")), cart.token.as_str(), 201),
-        (&order, souk.post(&format!("{order}/shipments"), json!({ "carrier": "c" })), ADMIN, 201),
-        (&product, souk.delete(&product), ADMIN, 204),
+        (&order, souk.post(&format!("{order}/shipments"), json!({ "carrier": "c" })), ADMIN.as_str(), 201),
+        (&product, souk.delete(&product), ADMIN.as_str(), 204),
     ];
     for (path, change, token, status) in changes {
         let tag = souk.get(path).bearer(token).send().await.expect(200).etag();
@@ -245,6 +271,6 @@ async fn each_answer_bears_the_requests_name_and_a_trace_is_taken_up() {
     let trace = "4bf92f3577b34da6a3ce929d0e0e4736";
     let call = souk.post("/api/carts", json!({})).header("traceparent", &format!("00-{trace}-00f067aa0ba902b7-01"));
     let cart = text(&call.send().await.expect(201).json()["id"]);
-    let record = souk.get(&format!("/api/cluster/entities/cart/{cart}")).bearer(ADMIN).send().await.expect(200).json();
+    let record = souk.get(&format!("/api/cluster/entities/cart/{cart}")).bearer(&ADMIN).send().await.expect(200).json();
     assert!(record["history"][0].to_string().contains(trace), "{record}");
 }

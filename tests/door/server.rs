@@ -2,19 +2,34 @@
 
 use std::fs::{self, File};
 use std::net::{SocketAddr, TcpListener};
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, LazyLock, Weak};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
+use souk::actors::clock::Clock;
+use souk::http::identity::keys::Keys;
+use souk::http::identity::operators_token;
 use tempfile::TempDir;
 use tokio::sync::Mutex;
 
 use crate::client::{Answer, Call, Line};
 
-/// The operator's token of every server here.
-pub const ADMIN: &str = "operator-token-of-the-door-tests";
+/// The key that every server here signs with.
+static SIGNING_KEY: LazyLock<(TempDir, PathBuf)> = LazyLock::new(|| {
+    let folder = tempfile::tempdir().unwrap();
+    Keys::open(folder.path(), Clock::default().now()).unwrap();
+    let file = fs::read_dir(folder.path()).unwrap().next().unwrap().unwrap().path();
+    (folder, file)
+});
+
+/// A token with every permission, for every server here.
+pub static ADMIN: LazyLock<String> = LazyLock::new(|| {
+    let now = Clock::default().now();
+    operators_token(Keys::given(&SIGNING_KEY.1, now).unwrap(), now).unwrap()
+});
 const START: Duration = Duration::from_secs(30);
 const END: Duration = Duration::from_secs(20);
 const LOOK: Duration = Duration::from_millis(20);
@@ -83,7 +98,11 @@ impl Souk {
             let log = File::options().create(true).append(true).open(self.folder.path().join("log")).unwrap();
             let mut command = Command::new(&self.program);
             command.args(["serve", "--listen", &self.address.to_string(), "--data"]).arg(self.folder.path().join("data"));
-            command.args(&self.flags).env("SOUK_ADMIN_TOKEN", ADMIN).env_remove("RUST_LOG");
+            // All of a test's clients come from one address. Only those of the limits themselves mind.
+            if !self.flags.iter().any(|flag| flag.starts_with("--limit-")) {
+                command.arg("--no-limits");
+            }
+            command.args(&self.flags).arg("--signing-key").arg(&SIGNING_KEY.1).env_remove("RUST_LOG");
             let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn().unwrap();
             let child = self.child.insert(child);
             loop {
@@ -125,6 +144,19 @@ impl Souk {
         self.launch().await;
     }
 
+    /// All files of its data folder but the keys, which are secrets by their nature.
+    pub fn files(&self) -> Vec<PathBuf> {
+        let mut folders = vec![self.folder.path().join("data")];
+        let mut files = Vec::new();
+        while let Some(folder) = folders.pop() {
+            for entry in fs::read_dir(folder).unwrap() {
+                let path = entry.unwrap().path();
+                if path.is_dir() { &mut folders } else { &mut files }.push(path);
+            }
+        }
+        files
+    }
+
     pub fn address(&self) -> SocketAddr {
         self.address
     }
@@ -163,7 +195,7 @@ impl Souk {
 
     /// A product with one variant for each (sku, price in cents, stock), and its id.
     pub async fn product(&self, variants: &[(&str, i64, u32)]) -> String {
-        let answer = self.post("/api/products", product_body(variants)).bearer(ADMIN).send().await.expect(201);
+        let answer = self.post("/api/products", product_body(variants)).bearer(&ADMIN).send().await.expect(201);
         answer.json()["id"].as_str().unwrap().to_owned()
     }
 
@@ -205,10 +237,46 @@ impl Souk {
         self.get(&format!("/api/orders/{id}")).bearer(token).send().await.expect(200).json()
     }
 
+    /// An account of its own, logged in.
+    pub async fn account(&self) -> Account {
+        let email = format!("{}@souk.test", name("someone"));
+        let body = json!({ "email": email, "password": PASSWORD, "name": "Some One" });
+        self.post("/api/users", body).send().await.expect(201);
+        self.log_in(&email, PASSWORD).await
+    }
+
+    pub async fn log_in(&self, email: &str, password: &str) -> Account {
+        let body = json!({ "email": email, "password": password });
+        let said = self.post("/api/sessions", body).send().await.expect(201).json();
+        Account {
+            email: email.to_owned(),
+            id: text(&said["user_id"]),
+            token: text(&said["access_token"]),
+            refresh: text(&said["refresh_token"]),
+        }
+    }
+
+    /// An account with a shop of its own, and the shop's id.
+    pub async fn vendor(&self) -> (Account, String) {
+        let account = self.account().await;
+        let shop = self.post("/api/shops", json!({ "name": "A shop" })).bearer(&account.token).send().await.expect(201);
+        let id = text(&shop.json()["id"]);
+        (account, id)
+    }
+
     pub async fn adjust(&self, sku: &str, delta: i64) -> Answer {
         let body = json!({ "delta": delta, "reason": "counted again" });
-        self.post(&format!("/api/inventory/{sku}/adjustments"), body).bearer(ADMIN).send().await
+        self.post(&format!("/api/inventory/{sku}/adjustments"), body).bearer(&ADMIN).send().await
     }
+}
+
+pub const PASSWORD: &str = "copper lantern 7";
+
+pub struct Account {
+    pub email: String,
+    pub id: String,
+    pub token: String,
+    pub refresh: String,
 }
 
 pub struct Cart {

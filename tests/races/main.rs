@@ -1,9 +1,10 @@
 //! Races, each made to happen: the real kinds on the real runtime over the real journal, in process.
 //!
-//! `shop` is the fixture and its books, `bank` a payment provider that is unreliable on command. `stock`, `carts` and
-//! `payments` hold the races; `saga` runs whole purchases with a fault at each write.
+//! `shop` is the fixture and its books, `bank` a payment provider that is unreliable on command. `stock`, `carts`,
+//! `payments` and `accounts` hold the races; `saga` runs whole purchases with a fault at each write.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod accounts;
 mod bank;
 mod carts;
 // Shared with the runtime's own tests, which use the rest of it.

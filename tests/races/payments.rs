@@ -3,8 +3,10 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use souk::actors::Caller;
 use souk::domain::order::{self, Reason, Status};
-use souk::domain::{Cart, Inventory, Order, Payment, cart, payment};
+use souk::domain::{Cart, CommandId, Inventory, Order, Payment, cart, payment};
+use souk::integrations::breaker::State;
 
 use crate::bank::Says;
 use crate::shop::{PAST_UNPAID, Shop, checkout, draft, until};
@@ -146,4 +148,49 @@ async fn a_payment_whose_outcome_is_unknown_is_asked_for_again_with_the_same_key
     ] {
         survives(&script).await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bank_that_is_out_is_left_alone_and_every_order_is_paid_once_it_is_back() {
+    const ORDERS: usize = 12;
+    let (shop, providers) = Shop::behind_a_breaker().await;
+    shop.stock("a", 100).await;
+    let breaker = || providers.breakers().next().unwrap();
+    shop.bank.is_out(true);
+    let orders = (0..ORDERS).map(|n| {
+        let shop = shop.clone();
+        tokio::spawn(async move { shop.place(&format!("ord_{n}"), draft(&[("a", 1)], "tok_ok")).await })
+    });
+    let orders: Vec<_> = orders.collect();
+    until("the bank is left alone", || async { breaker().state == State::Open && breaker().refused as usize > ORDERS }).await;
+    assert!(breaker().failed as usize <= shop.bank.keys().len());
+    assert!(orders.iter().all(|order| !order.is_finished()), "nobody is told that it was declined");
+    // Each asks again and again, and next to nothing of it gets to the bank.
+    let (asked, refused) = (shop.bank.keys().len(), breaker().refused);
+    until("more is refused", || async { breaker().refused >= refused + 20 }).await;
+    assert!(shop.bank.keys().len() <= asked + 5, "{} calls after {asked}", shop.bank.keys().len());
+
+    shop.bank.is_out(false);
+    for order in orders {
+        assert_eq!(order.await.unwrap().status, Status::Paid);
+    }
+    assert_eq!(breaker().state, State::Closed);
+    shop.comes_to_rest().await;
+    shop.books().await.assert_balanced(&[("a", 100)]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_call_to_the_bank_bears_the_trace_of_the_request_that_led_to_it() {
+    let shop = Shop::open().await;
+    shop.stock("a", 5).await;
+    let place = |n: u32, trace: &'static str| {
+        let place = order::Command::Place { draft: draft(&[("a", 1)], "tok_ok") };
+        let caller = Caller::new(CommandId(format!("place {n}")), "guest", trace);
+        shop.runtime.ask::<Order>(if n == 1 { "ord_1" } else { "ord_2" }, place, caller)
+    };
+    let traces = ["4bf92f3577b34da6a3ce929d0e0e4736", "0af7651916cd43dd8448eb211c80319c"];
+    let (first, second) = tokio::join!(place(1, traces[0]), place(2, traces[1]));
+    assert!(first.is_ok() && second.is_ok());
+    let expected = [("pay_1".to_owned(), traces[0].into()), ("pay_2".to_owned(), traces[1].into())];
+    assert_eq!(shop.bank.traces(), expected.into());
 }

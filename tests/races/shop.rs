@@ -9,11 +9,15 @@ use souk::actors::{AskError, Builder, Caller, Config, Runtime};
 use souk::domain::cart::{self, Offer};
 use souk::domain::order::{self, Address, Contact, Draft, Line, Owner, Status};
 use souk::domain::payment::{self, Method};
-use souk::domain::{Cart, CommandId, Currency, Entity, Inventory, Money, Order, Payment, every_kind, inventory};
+use souk::domain::{Cart, CommandId, Currency, Entity, Inventory, Money, Order, Payment, every_kind, inventory, user};
+use souk::integrations::Integration;
+use souk::integrations::payment_providers::PaymentProviders;
+use souk::integrations::sandbox;
 use souk::persistence::{Embedded, Journal, Options, Snapshots};
 use tempfile::TempDir;
 
-use crate::bank::Bank;
+use crate::accounts::Keys;
+use crate::bank::{Bank, Counter};
 use crate::faulty::Faulty;
 use crate::ledger::Ledger;
 
@@ -118,6 +122,7 @@ pub struct Shop {
     pub runtime: Runtime,
     pub faulty: Arc<Faulty>,
     pub bank: Arc<Bank>,
+    pub keys: Arc<Keys>,
     pub embedded: Arc<Embedded>,
     snapshots: Arc<Snapshots>,
     config: Config,
@@ -136,13 +141,22 @@ impl Shop {
         let (embedded, _) = Embedded::open(&folder.path().join("journal"), Options::default()).unwrap();
         let snapshots = Arc::new(Snapshots::open(&folder.path().join("snapshots")));
         let bank = Arc::new(Bank::default());
-        let (runtime, faulty) = start(&embedded, &snapshots, &bank, config).await;
-        Shop { runtime, faulty, bank, embedded, snapshots, config, _folder: folder }
+        let keys = Arc::new(Keys::default());
+        let (runtime, faulty) = start(&embedded, &snapshots, bank.clone(), &keys, config).await;
+        Shop { runtime, faulty, bank, keys, embedded, snapshots, config, _folder: folder }
+    }
+
+    /// A shop whose bank is behind a breaker, as in a node.
+    pub async fn behind_a_breaker() -> (Arc<Shop>, Arc<PaymentProviders>) {
+        let mut shop = Shop::open_with(Config::default()).await;
+        let providers = Arc::new(PaymentProviders::default().with(sandbox::NAME, Counter(shop.bank.clone())));
+        (shop.runtime, shop.faulty) = start(&shop.embedded, &shop.snapshots, providers.clone(), &shop.keys, shop.config).await;
+        (Arc::new(shop), providers)
     }
 
     /// The process is gone, and a new one starts over what it left: the journal, and whatever snapshots there are.
     pub async fn crash(&mut self) {
-        let (runtime, faulty) = start(&self.embedded, &self.snapshots, &self.bank, self.config).await;
+        let (runtime, faulty) = start(&self.embedded, &self.snapshots, self.bank.clone(), &self.keys, self.config).await;
         self.runtime = runtime;
         self.faulty = faulty;
     }
@@ -247,12 +261,19 @@ impl Shop {
     }
 }
 
-async fn start(embedded: &Arc<Embedded>, snapshots: &Arc<Snapshots>, bank: &Arc<Bank>, config: Config) -> (Runtime, Arc<Faulty>) {
+async fn start(
+    embedded: &Arc<Embedded>,
+    snapshots: &Arc<Snapshots>,
+    bank: Arc<impl Integration<payment::Provider>>,
+    keys: &Arc<Keys>,
+    config: Config,
+) -> (Runtime, Arc<Faulty>) {
     let faulty = Faulty::over(embedded.clone());
     let journal: Arc<dyn Journal> = faulty.clone();
     let mut builder = Builder::new(journal, snapshots.clone(), config);
     every_kind(&mut builder);
-    let runtime = builder.outside::<payment::Provider>(bank.clone()).start().await.unwrap();
+    let builder = builder.outside::<payment::Provider>(bank).outside::<user::Vault>(keys.clone());
+    let runtime = builder.start().await.unwrap();
     (runtime, faulty)
 }
 
