@@ -103,19 +103,12 @@ impl<E: Entity> Kind<E> {
         actor.send_message(Message::View(Box::new(guarded))).map_err(|_| Failure::Restarting)
     }
 
-    /// Shows each new state to `watch` until it returns something, which then runs as for [`Kind::look`].
-    pub fn watch(self: &Arc<Self>, id: &str, until: Instant, mut watch: Watch<E>) -> Result<(), Failure> {
+    /// Shows each new state to `watch` until it returns something, which then runs as for [`Kind::look`]. The permit is for
+    /// whoever waits, to hold for as long.
+    pub fn watch(self: &Arc<Self>, id: &str, until: Instant, watch: Watch<E>) -> Result<Permit, Failure> {
         let (actor, permit) = self.enter(id, Origin::Outside)?;
-        let mut permit = Some(permit);
-        let guarded: Watch<E> = Box::new(move |state, version| {
-            let then = watch(state, version)?;
-            let permit = permit.take();
-            Some(Box::new(move |durable| {
-                then(durable);
-                drop(permit);
-            }))
-        });
-        actor.send_message(Message::Watch { until, watch: guarded }).map_err(|_| Failure::Restarting)
+        actor.send_message(Message::Watch { until, watch }).map_err(|_| Failure::Restarting)?;
+        Ok(permit)
     }
 
     /// The entity's actor, made if need be, and leave to wait for it.

@@ -303,7 +303,8 @@ impl Runtime {
                 let _ = tell.send(durable.map(|position| (seen, position)));
             }))
         });
-        kind.watch(id, Instant::now() + timeout, watch)?;
+        // Held here and not with the watch: what is never seen must not keep the entity, nor a place among those that wait.
+        let _permit = kind.watch(id, Instant::now() + timeout, watch)?;
         match tokio::time::timeout(timeout, heard).await {
             Ok(Ok(seen)) => seen,
             Ok(Err(_)) => Err(Failure::Died),

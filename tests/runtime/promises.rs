@@ -243,6 +243,20 @@ async fn who_watches_sees_the_first_state_that_shows_it_and_only_when_it_is_dura
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn who_has_watched_in_vain_keeps_neither_a_place_nor_the_entity() {
+    let dir = folder();
+    let node = Node::start(dir.path(), Config::default()).await;
+    node.ask("a", Command::Add(1)).await.unwrap();
+    let in_vain = node.runtime.watch::<Tally, _>("a", Duration::from_millis(20), |_, _| None::<()>);
+    assert_eq!(within(in_vain).await, Err(Failure::TimedOut));
+    // Somebody who does not stay for the end.
+    let given_up = node.runtime.watch::<Tally, _>("a", DEADLINE, |_, _| None::<()>);
+    assert!(tokio::time::timeout(Duration::from_millis(20), given_up).await.is_err());
+    assert_eq!(node.runtime.census().waiting, 0);
+    assert!(node.runtime.drain(DEADLINE).await, "the entity stays");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn when_a_write_fails_all_in_and_behind_it_hear_so_and_the_entity_starts_anew_from_the_journal() {
     let dir = folder();
     let node = Arc::new(Node::start(dir.path(), Config::default()).await);
