@@ -95,7 +95,9 @@ impl Gate {
     /// Whether nobody waits and it was not used for `idle_ms`, or for `REST_MS` when it is at rest.
     pub fn may_leave(&self, idle_ms: i64, now: Timestamp) -> bool {
         let span_ms = if self.at_rest.load(Ordering::Relaxed) { idle_ms.min(REST_MS) } else { idle_ms };
-        self.waiting() == 0 && now.as_millis() - self.last_used_ms.load(Ordering::Relaxed) >= span_ms
+        // With no span to wait for, a clock that was set back meanwhile keeps nobody.
+        let is_idle = span_ms <= 0 || now.as_millis() - self.last_used_ms.load(Ordering::Relaxed) >= span_ms;
+        self.waiting() == 0 && is_idle
     }
 }
 
@@ -137,6 +139,7 @@ mod tests {
         gate.set_at_rest(true);
         assert_eq!((leaves(REST_MS - 1), leaves(REST_MS)), (false, true));
         assert!(gate.may_leave(0, start), "a full memory does not wait");
+        assert!(gate.may_leave(0, start.plus_ms(-60_000)), "nor does a drain after the clock was set back");
         let waits = gate.admit(BOUNDS, start).unwrap();
         assert!(!leaves(60_000));
         drop(waits);
