@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use proptest::prelude::*;
 
 use super::email::EmailHash;
-use super::testing::{Choices, Live, ask, at, boxed};
+use super::testing::{Choices, Live, ask, at, boxed, fold_in_disorder};
 use super::time::MINUTE_MS;
 use super::user::{Phase, Role, Sealed, SealedEmail, Vault, VaultAnswer, VaultRequest};
 use super::{CommandId, Debt, Email, Entity, Outside, Recipient, Shop, Timestamp, User};
@@ -342,17 +342,6 @@ fn the_world_is_eventful_enough_to_prove_something() {
         "shop.closed",
     ] {
         assert!(seen.contains_key(event), "{event} never happens: {seen:#?}");
-    }
-}
-
-/// Folds the records of all entities of a kind, in no order, into one state.
-fn fold_in_disorder<E: Entity>(entities: &BTreeMap<String, Live<E>>, random: &mut fastrand::Rng) {
-    let mut records: Vec<&String> = entities.values().flat_map(|entity| &entity.journal).collect();
-    random.shuffle(&mut records);
-    let mut state = E::State::default();
-    for record in records {
-        E::evolve(&mut state, &serde_json::from_str(record).unwrap());
-        let _ = (E::owes(&state), E::due(&state), E::is_at_rest(&state));
     }
 }
 

@@ -11,7 +11,7 @@ use proptest::prelude::*;
 
 use super::order::{Address, Contact, Owner, Status};
 use super::payment::{Method, Provider, ProviderAnswer, ProviderRequest, ProviderStep};
-use super::testing::{Choices, Live, ask, at, boxed, eur};
+use super::testing::{Choices, Live, ask, at, boxed, eur, fold_in_disorder};
 use super::time::MINUTE_MS;
 use super::{Cart, CommandId, Debt, Entity, Inventory, Money, Order, Payment, Recipient, Timestamp};
 use super::{cart, inventory, order, payment};
@@ -454,17 +454,6 @@ fn the_world_is_eventful_enough_to_prove_something() {
         r#""stock.increased""#,
     ] {
         assert!(seen.contains_key(end), "{end} never happens: {seen:#?}");
-    }
-}
-
-/// Folds the records of all entities of a kind, in no order, into one state.
-fn fold_in_disorder<E: Entity>(entities: &BTreeMap<String, Live<E>>, random: &mut fastrand::Rng) {
-    let mut records: Vec<&String> = entities.values().flat_map(|entity| &entity.journal).collect();
-    random.shuffle(&mut records);
-    let mut state = E::State::default();
-    for record in records {
-        E::evolve(&mut state, &serde_json::from_str(record).unwrap());
-        let _ = (E::owes(&state), E::due(&state));
     }
 }
 

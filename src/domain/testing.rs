@@ -283,3 +283,14 @@ where
 pub fn boxed<T: Send + 'static>(answer: T) -> Box<dyn Any + Send> {
     Box::new(answer)
 }
+
+/// Folds the records of all entities of a kind, in no order, into one state.
+pub fn fold_in_disorder<E: Entity>(entities: &BTreeMap<String, Live<E>>, random: &mut fastrand::Rng) {
+    let mut records: Vec<&String> = entities.values().flat_map(|entity| &entity.journal).collect();
+    random.shuffle(&mut records);
+    let mut state = E::State::default();
+    for record in records {
+        E::evolve(&mut state, &serde_json::from_str(record).unwrap());
+        let _ = (E::owes(&state), E::due(&state), E::is_at_rest(&state));
+    }
+}
