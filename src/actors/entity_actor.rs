@@ -676,11 +676,12 @@ impl<E: Entity> Resident<E> {
                 not_before = now.plus_ms(STILL_DUE_MS);
             }
         }
+        // While a write is under way nothing is delivered; when it has landed, or has not, all this is looked at again.
         if self.pending.is_none() && self.in_flight.is_none() {
             let owed = E::owes(&self.state);
             self.deliver(owed, myself);
+            self.schedule_from(not_before);
         }
-        self.schedule_from(not_before);
         Ok(())
     }
 
