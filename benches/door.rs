@@ -47,7 +47,7 @@ async fn open_door(node: &Node, quotas: Quotas) -> SocketAddr {
     let live = Live::start(node.journal.clone());
     let identity = Arc::clone(&node.identity);
     let door = Door::new(node.runtime.clone(), node.read_models.clone(), live, identity, Metrics::new(|_| {}), config).unwrap();
-    tokio::spawn(http::server::serve_on(listener, door, std::future::pending()));
+    tokio::spawn(http::server::serve_on(listener, door, std::future::ready(()), std::future::pending()));
     address
 }
 

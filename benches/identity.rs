@@ -7,6 +7,7 @@ use std::sync::Arc;
 use criterion::{BatchSize, Criterion, criterion_group, criterion_main};
 use souk::domain::Timestamp;
 use souk::http::identity::keys::Keys;
+use souk::http::identity::keystore::Folder;
 use souk::http::identity::passwords::{Password, Passwords};
 use souk::http::identity::seals::Vault;
 use souk::http::identity::tokens::{Subject, Tokens};
@@ -55,7 +56,7 @@ fn passwords(criterion: &mut Criterion) {
 fn seals(criterion: &mut Criterion) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let folder = tempfile::tempdir().unwrap();
-    let vault = Vault::open(folder.path()).unwrap();
+    let vault = Vault::new(Arc::new(Folder::new(folder.path())));
     let text = runtime.block_on(vault.seal("usr_1", b"shopper@souk.test")).unwrap();
     criterion.bench_function("seals: open with a key in memory", |bench| {
         bench.iter(|| vault.open_seal_now("usr_1", black_box(&text)).unwrap().unwrap());

@@ -99,7 +99,14 @@ async fn measure(writers: usize, time: Duration, append: impl Fn(Append, Done) +
                     let (done, answer) = oneshot::channel::<Result<Position, AppendError>>();
                     let asked = Instant::now();
                     let entity = entity.clone();
-                    let batch = Append { entity, expected: version, count: 1, payload: payload.clone(), wake: Wake::Never };
+                    let batch = Append {
+                        entity,
+                        expected: version,
+                        after: Position(0),
+                        count: 1,
+                        payload: payload.clone(),
+                        wake: Wake::Never,
+                    };
                     append(batch, Box::new(move |result| drop(done.send(result))));
                     answer.await.expect("answered").expect("stored");
                     waits.push(asked.elapsed());
@@ -187,7 +194,7 @@ fn times(runtime: &tokio::runtime::Runtime) {
         let entity = EntityKey::new("cart", &format!("01KAJ4Y3N0Q6M8W2Z{:09}", 7));
         let begun = Instant::now();
         for _ in 0..1_000 {
-            assert_eq!(journal.read(&entity, 1, 10).await.expect("readable").len(), 10);
+            assert_eq!(journal.read(&entity, 1, Position(0), 10).await.expect("readable").len(), 10);
         }
         println!("10 batches of one entity read in {:.1?}", begun.elapsed() / 1_000);
     });

@@ -13,7 +13,7 @@ use fjall::{Database, KeyspaceCreateOptions, PersistMode};
 use souk::actors::gate::Bounds;
 use souk::actors::{Caller, Config, Runtime};
 use souk::domain::CommandId;
-use souk::persistence::{Embedded, EntityKey, Journal, Options, Snapshots};
+use souk::persistence::{Embedded, EntityKey, Journal, Options, Position, Snapshots};
 use tally::{Command, Tally};
 
 const SPAN: Duration = Duration::from_secs(3);
@@ -153,7 +153,7 @@ async fn memory() {
         "{census} idle residents: {} bytes each (resident set, the journal's memtables included)",
         (after - before) / census as u64
     );
-    let _ = journal.read(&EntityKey::new("tally", "t0"), 1, 1).await;
+    let _ = journal.read(&EntityKey::new("tally", "t0"), 1, Position(0), 1).await;
 }
 
 fn resident_bytes() -> u64 {

@@ -1,11 +1,12 @@
 //! What an operator does from a node's own machine: the first admin, and tokens for scripts.
 //!
-//! Whoever can read the data folder's signing key may do anything anyhow; here that becomes a token, and never a default
-//! password. A running node is asked over HTTP, a stopped one is opened here.
+//! Whoever can read the signing key, of a data folder or of a cluster, may do anything anyhow; here that becomes a token,
+//! and never a default password. A running node is asked over HTTP, a stopped one is opened here.
 
 use std::fs;
 use std::io::{self, Read};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
@@ -14,15 +15,20 @@ use ulid::Ulid;
 use crate::actors::clock::Clock;
 use crate::actors::credential::OPERATOR;
 use crate::actors::{self, Caller};
-use crate::domain::time::MINUTE_MS;
+use crate::domain::time::{MINUTE_MS, SECOND_MS};
 use crate::domain::user::{Command, Role};
 use crate::domain::{CommandId, Timestamp, User, ids};
+use crate::http::identity::keys::Keys;
+use crate::http::identity::keystore::wrapping::WrappingKey;
+use crate::http::identity::keystore::{Keystore, SharedKeystore};
 use crate::http::identity::operators_token;
-use crate::http::identity::seals::Vault;
+use crate::http::identity::seals::{HELD_MS, Vault};
 use crate::http::sealing::GUESTS_PREFIX;
 use crate::http::users::{self, NewAccount};
 use crate::integrations::http_client::{Client, Limits, Origin, percent_encoded};
 use crate::node::{DataFolder, Node, NodeError};
+use crate::persistence::nats::Nats;
+use crate::persistence::nats_args::NatsArgs;
 use crate::persistence::{OpenError, Options};
 
 type Failed = Box<dyn std::error::Error + Send + Sync>;
@@ -41,6 +47,7 @@ Examples:
   souk admin create --email ada@example.com --name Ada
   SOUK_ADMIN_PASSWORD=… souk admin create --email ada@example.com
   souk admin forget-guests --before 2026-01-01
+  souk admin create --email ada@example.com --nats nats://127.0.0.1:4222 --url http://127.0.0.1:8080
   curl -H \"Authorization: Bearer $(souk admin token)\" http://127.0.0.1:8080/api/cluster")]
 pub struct AdminArgs {
     #[command(subcommand)]
@@ -52,7 +59,7 @@ enum AdminCommand {
     /// Make an account that is an admin, or an admin of an account
     Create(CreateArgs),
     /// Print an access token with every permission, good for 15 minutes
-    Token(FolderArgs),
+    Token(SigningArgs),
     /// Destroy the keys of what guests said before a day, so that nobody can read it any more
     ForgetGuests(ForgetArgs),
 }
@@ -63,9 +70,8 @@ struct ForgetArgs {
     #[arg(long, value_name = "DATE", value_parser = day)]
     before: Timestamp,
 
-    /// The data folder of the node, running or stopped
-    #[arg(long, value_name = "FOLDER", default_value = "./data", env = "SOUK_DATA")]
-    data: PathBuf,
+    #[command(flatten)]
+    keystore: KeystoreArgs,
 }
 
 fn day(text: &str) -> Result<Timestamp, &'static str> {
@@ -74,15 +80,16 @@ fn day(text: &str) -> Result<Timestamp, &'static str> {
 
 impl ForgetArgs {
     async fn run(self) -> Result<(), Failed> {
-        let vault = Vault::open(&DataFolder::existing(&self.data)?.vault())?;
+        let vault = Vault::new(self.keystore.open().await?);
         let mut forgotten = 0;
         for days in 1..=FORGOTTEN_DAYS_MAX {
             let key = format!("{GUESTS_PREFIX}{}", self.before.plus_ms(-days * DAY_MS).date());
-            if vault.destroy(&key).await? {
+            if vault.has_key(&key).await? && vault.destroy(&key).await? {
                 forgotten += 1;
             }
         }
-        println!("{forgotten} days of guests are forgotten. A running node may have keys in memory until it is restarted.");
+        let seconds = HELD_MS / SECOND_MS.unsigned_abs();
+        println!("{forgotten} days of guests are forgotten. A running node may have their keys in memory for {seconds} seconds.");
         Ok(())
     }
 }
@@ -101,33 +108,112 @@ struct CreateArgs {
     #[arg(long)]
     password_stdin: bool,
 
+    /// A node of the cluster; without it the one that runs on the data folder is asked
+    #[arg(long, value_name = "URL", requires = "nats")]
+    url: Option<String>,
+
     #[command(flatten)]
-    folder: FolderArgs,
+    signing: SigningArgs,
 }
 
 // No doc comment: clap would take it for the command's.
 #[derive(Args)]
-struct FolderArgs {
+pub struct KeystoreArgs {
     /// The data folder of the node, running or stopped
     #[arg(long, value_name = "FOLDER", default_value = "./data", env = "SOUK_DATA")]
     data: PathBuf,
 
-    /// The key that signs access tokens, when it is not the data folder's own
-    #[arg(long, value_name = "FILE", env = "SOUK_SIGNING_KEY")]
-    signing_key: Option<PathBuf>,
+    /// The key that seals what the nodes of a cluster share, 64 hex digits, if they were given one
+    #[arg(long, value_name = "FILE", env = "SOUK_IDENTITY_KEY")]
+    identity_key: Option<PathBuf>,
+
+    #[command(flatten)]
+    nats: NatsArgs,
 }
 
-impl FolderArgs {
-    fn token(&self) -> Result<String, Failed> {
+impl KeystoreArgs {
+    /// The cluster's keystore, if one is named, else the data folder's. Neither is made.
+    pub async fn open(&self) -> Result<Arc<dyn Keystore>, Failed> {
+        match self.shared().await? {
+            Some(shared) => Ok(Arc::new(shared)),
+            None => Ok(self.folder()?.keystore()),
+        }
+    }
+
+    /// Of a node that is alone, and has its keys there.
+    fn folder(&self) -> Result<DataFolder, NodeError> {
         let folder = DataFolder::existing(&self.data)?;
-        Ok(operators_token(folder.signing_keys(self.signing_key.as_deref())?, Clock::default().now())?)
+        folder.is_alone()?;
+        Ok(folder)
+    }
+
+    async fn shared(&self) -> Result<Option<SharedKeystore>, Failed> {
+        if !self.nats.is_given() {
+            return Ok(None);
+        }
+        let wrapping = self.identity_key.as_deref().map(WrappingKey::read).transpose()?;
+        let nats = Nats::connect(&self.nats.options("souk admin")?).await?;
+        Ok(Some(SharedKeystore::open_existing(nats.client(), nats.prefix().as_str(), wrapping).await?))
+    }
+
+    /// The keys that sign: the cluster's, else the folder's.
+    pub async fn signing_keys(&self) -> Result<Keys, Failed> {
+        let now = Clock::default().now();
+        match self.shared().await? {
+            Some(shared) => Ok(Keys::shared_existing(Arc::new(shared), now).await?),
+            None => Ok(Keys::open_existing(&self.folder()?.keys(), now)?),
+        }
+    }
+}
+
+// No doc comment: clap would take it for the command's.
+#[derive(Args)]
+pub struct SigningArgs {
+    /// The key that signs access tokens, when it is neither the data folder's nor the cluster's own
+    #[arg(long, value_name = "FILE", env = "SOUK_SIGNING_KEY")]
+    signing_key: Option<PathBuf>,
+
+    #[command(flatten)]
+    keystore: KeystoreArgs,
+}
+
+impl SigningArgs {
+    /// A token with every permission.
+    pub async fn token(&self) -> Result<String, Failed> {
+        let now = Clock::default().now();
+        let keys = match &self.signing_key {
+            Some(file) => Keys::given(file, now)?,
+            None if self.keystore.nats.is_given() => self.keystore.signing_keys().await?,
+            None => self.keystore.folder()?.signing_keys(None)?,
+        };
+        Ok(operators_token(keys, now)?)
+    }
+}
+
+impl SigningArgs {
+    pub fn names_cluster(&self) -> bool {
+        self.keystore.nats.is_given()
+    }
+
+    pub fn data(&self) -> &Path {
+        &self.keystore.data
+    }
+
+    /// A client of the node at this address, or of the one that runs on the data folder, with every permission.
+    pub async fn node_of_cluster(&self, url: Option<&str>) -> Result<Client, Failed> {
+        let token = self.token().await?;
+        let client = match url {
+            Some(url) => Some(Client::new(Origin::parse(url)?, Limits::default()).with_token(&token)?),
+            None => running_node(&DataFolder::existing(self.data())?, &token)?,
+        };
+        Ok(client.ok_or("--url: which node of the cluster is to be asked?")?)
     }
 }
 
 impl AdminArgs {
     pub async fn run(self) -> Result<(), Failed> {
         match self.command {
-            AdminCommand::Token(folder) => println!("{}", folder.token()?),
+            AdminCommand::Token(signing) => println!("{}", signing.token().await?),
             AdminCommand::Create(args) => args.run().await?,
             AdminCommand::ForgetGuests(args) => args.run().await?,
         }
@@ -165,16 +251,10 @@ impl CreateArgs {
 
     async fn run(self) -> Result<(), Failed> {
         let (password, made) = self.password()?;
-        let folder = DataFolder::open(&self.folder.data)?;
-        let node = Node::open(&folder, self.folder.signing_key.as_deref(), Options::default(), actors::Config::default()).await;
-        let existed = match node {
-            Ok(node) => {
-                let created = self.in_stopped(&node, &password).await;
-                node.close(CLOSE_TIMEOUT).await;
-                created?
-            }
-            Err(NodeError::Journal(OpenError::InUse { .. })) => self.in_running(&folder, &password).await?,
-            Err(error) => return Err(error.into()),
+        let SigningArgs { keystore, signing_key } = &self.signing;
+        let existed = match keystore.nats.is_given() {
+            true => self.in_cluster(&password).await?,
+            false => self.in_folder(&keystore.data, signing_key.as_deref(), &password).await?,
         };
         match (existed, made) {
             (true, _) => println!("The account {} is an admin now; its password is what it was.", self.email),
@@ -182,6 +262,32 @@ impl CreateArgs {
             (false, false) => println!("The admin {} can log in.", self.email),
         }
         Ok(())
+    }
+
+    /// Whether the account existed.
+    async fn in_cluster(&self, password: &str) -> Result<bool, Failed> {
+        let client = self.signing.node_of_cluster(self.url.as_deref()).await?;
+        self.in_running(client, password).await
+    }
+
+    /// Whether the account existed.
+    async fn in_folder(&self, data: &Path, signing_key: Option<&Path>, password: &str) -> Result<bool, Failed> {
+        let folder = DataFolder::open(data)?;
+        match Node::open(&folder, signing_key, Options::default(), actors::Config::default()).await {
+            Ok(node) => {
+                let created = self.in_stopped(&node, password).await;
+                node.close(CLOSE_TIMEOUT).await;
+                created
+            }
+            Err(NodeError::Journal(OpenError::InUse { .. })) => match running_node(&folder, &self.signing.token().await?)? {
+                Some(client) => self.in_running(client, password).await,
+                None => {
+                    Err("the data folder is in use by a process that is not serving (an import?): try again when it is done"
+                        .into())
+                }
+            },
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// Whether the account existed.
@@ -208,12 +314,7 @@ impl CreateArgs {
     }
 
     /// Whether the account existed.
-    async fn in_running(&self, folder: &DataFolder, password: &str) -> Result<bool, Failed> {
-        let Some(mut client) = running_node(folder, &self.folder.token()?)? else {
-            return Err(
-                "the data folder is in use by a process that is not serving (an import?): try again when it is done".into()
-            );
-        };
+    async fn in_running(&self, mut client: Client, password: &str) -> Result<bool, Failed> {
         let body = serde_json::to_vec(&json!({ "email": self.email, "password": password, "name": self.name }))?;
         let made = client.post("/api/users", &[], body.into()).await?;
         let existed = match made.status.as_u16() {

@@ -3,13 +3,14 @@
 //! A map for a reader who has five minutes. Imports run downhill only, in this order:
 //!
 //! - [`node`] puts a node together from the parts below; `main.rs` is its command line, [`demo`] fills an empty one,
-//!   [`admin`] is for whoever operates it.
+//!   [`admin`] is for whoever operates it, [`migrate`] for whose shop outgrows a machine.
 //! - [`http`]: the door. Requests become commands, answers and errors become JSON; no rule of commerce lives there.
 //! - [`rehearse`]: a crowd of buyers against a running service, through the door only.
 //! - [`actors`]: how an entity lives. One supervised actor for each cart, order, inventory item…; commands are decided
 //!   against its state, written to the journal, and only then answered. Messages between entities, timers, live push.
 //! - [`read_models`]: what is looked up across entities (product search, order lists), folded from the journal.
 //! - [`integrations`]: the world outside: payment providers, product files.
+//! - [`cluster`]: who lives where: members, owners, and how one node asks another.
 //! - [`persistence`]: the journal, which is the truth, and the snapshots, which only spare replaying it.
 //! - [`domain`]: what commerce is. Pure state machines, one file for each kind of entity; start with `domain/order.rs`.
 //!
@@ -17,6 +18,7 @@
 
 pub mod actors;
 pub mod admin;
+pub mod cluster;
 pub mod demo;
 pub mod domain;
 #[cfg(test)]
@@ -24,6 +26,7 @@ mod hostile;
 pub mod http;
 pub mod integrations;
 pub mod metrics;
+pub mod migrate;
 pub mod node;
 pub mod persistence;
 pub mod read_models;

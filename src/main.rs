@@ -1,4 +1,4 @@
-//! The command line: serve, import, inspect, rehearse, keys. Reads the configuration; everything else is in the library.
+//! The command line: serve, import, inspect, rehearse, admin, keys, migrate. Reads the configuration; everything else is in the library.
 
 use std::fs;
 use std::io::{self, Write};
@@ -9,24 +9,28 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use futures_util::future::LocalBoxFuture;
 use souk::actors::clock::Clock;
 use souk::actors::gate::Bounds;
 use souk::actors::live::Live;
-use souk::admin::{AdminArgs, running_node};
+use souk::admin::{AdminArgs, KeystoreArgs, SigningArgs, running_node};
+use souk::cluster::Name;
 use souk::domain::time::SECOND_MS;
 use souk::http::Door;
 use souk::http::browsers::Origin;
 use souk::http::client_address::{Network, Proxies, ProxyHeader};
-use souk::http::identity::keys::{Keys, SHOWN_FIRST_MS};
-use souk::http::identity::operators_token;
+use souk::http::identity::keys::SHOWN_FIRST_MS;
+use souk::http::identity::keystore::wrapping::WrappingKey;
 use souk::http::limits::{Quota, Quotas};
 use souk::http::tls::Tls;
-use souk::integrations::http_client::percent_encoded;
+use souk::integrations::http_client::{Client, percent_encoded};
 use souk::integrations::import_command::{Destination, ImportArgs};
 use souk::integrations::otlp::{self, Exporter};
 use souk::metrics::{Metrics, NodeCollector};
-use souk::node::{DataFolder, Node};
+use souk::migrate::MigrateArgs;
+use souk::node::{DataFolder, Joining, Node};
 use souk::persistence::inspect::{Inspection, inspect};
+use souk::persistence::nats_args::{DemandArgs, NatsArgs};
 use souk::persistence::{Embedded, OpenError, Options, Position};
 use souk::rehearse::RehearseArgs;
 use souk::{actors, demo, http};
@@ -55,6 +59,7 @@ enum Command {
     Rehearse(RehearseArgs),
     Admin(AdminArgs),
     Keys(KeysArgs),
+    Migrate(MigrateArgs),
 }
 
 /// Run a node: the API over HTTP and WebSocket, the journal in a data folder
@@ -63,23 +68,28 @@ enum Command {
 Examples:
   souk serve --demo                          try it: fills an empty folder with goods and accounts
   souk serve --listen 0.0.0.0:80 --data /var/lib/souk
+  souk serve --node-name n1 --nats nats://a:4222,nats://b:4222,nats://c:4222 \\
+      --nats-monitor http://a:8222,http://b:8222,http://c:8222
+
+With --nats it is one of several nodes that are one shop, whose journal and keys are in NATS; a load balancer stands in
+front of them. docs/cluster.md says what that takes, and `cluster-config/local/up` starts one on this machine.
 
 The first admin is made by `souk admin create`. SIGTERM or Ctrl-C drains: no new work is taken, what is in flight is
-finished, snapshots are written.")]
+finished, snapshots are written, and other nodes of a cluster go on with what lived here.")]
 struct ServeArgs {
     /// Where to listen
     #[arg(long, default_value = "127.0.0.1:8080", env = "SOUK_LISTEN")]
     listen: SocketAddr,
 
-    /// The data folder: journal, snapshots, read models
+    /// The data folder: journal, snapshots, read models; in a cluster only what can be rebuilt
     #[arg(long, value_name = "FOLDER", default_value = "./data", env = "SOUK_DATA")]
     data: PathBuf,
 
-    /// Fill an empty data folder with a small catalogue and accounts, and print their password
+    /// Fill an empty shop with a small catalogue and accounts, and print their password
     #[arg(long, env = "SOUK_DEMO")]
     demo: bool,
 
-    /// The key that signs access tokens, Ed25519 as PKCS#8 PEM; without it the data folder has its own
+    /// The key that signs access tokens, Ed25519 as PKCS#8 PEM; without it the data folder or the cluster has its own
     #[arg(long, value_name = "FILE", env = "SOUK_SIGNING_KEY")]
     signing_key: Option<PathBuf>,
 
@@ -90,10 +100,6 @@ struct ServeArgs {
     /// The private key of that certificate, in PEM form
     #[arg(long, value_name = "FILE", requires = "tls_cert", env = "SOUK_TLS_KEY")]
     tls_key: Option<PathBuf>,
-
-    /// This node's name
-    #[arg(long, default_value = "n1", env = "SOUK_NODE_NAME")]
-    node_name: String,
 
     /// Connections that may be open; past it those that rest longest give way, and then new ones are turned away
     #[arg(long, value_name = "N", default_value_t = 12_000, env = "SOUK_CONNECTIONS_MAX")]
@@ -129,7 +135,7 @@ struct ServeArgs {
     #[arg(long, value_name = "RECORDS", default_value_t = 100, value_parser = clap::value_parser!(u64).range(1..), env = "SOUK_SNAPSHOT_EVERY")]
     snapshot_every: u64,
 
-    /// Read the whole journal back first, and refuse to start if any of it is damaged
+    /// Read the whole journal of a node that is alone back first, and refuse to start if any of it is damaged
     #[arg(long, env = "SOUK_CHECK_JOURNAL")]
     check_journal: bool,
 
@@ -140,6 +146,54 @@ struct ServeArgs {
     /// How log lines are written; RUST_LOG says which
     #[arg(long, value_enum, default_value_t = LogFormat::Pretty, env = "SOUK_LOG_FORMAT")]
     log_format: LogFormat,
+
+    // Last: its headings would be those of all that follows.
+    #[command(flatten)]
+    cluster: ClusterArgs,
+}
+
+// No doc comment: clap would take it for the command's.
+#[derive(Args)]
+#[command(next_help_heading = "Cluster")]
+struct ClusterArgs {
+    /// This node's name among the others: unlike theirs, and the same at each start
+    #[arg(long, value_name = "NAME", default_value = "n1", env = "SOUK_NODE_NAME", value_parser = Name::parse)]
+    node_name: Name,
+
+    /// This node's address as GET /api/cluster shows it to operators, if it is not where it listens
+    #[arg(long, value_name = "URL", env = "SOUK_ADVERTISE")]
+    advertise: Option<String>,
+
+    /// Seal the keys that nodes share with this one, so that NATS holds nothing that opens: 64 hex digits, as
+    /// `openssl rand -hex 32` makes them, the same for each node and from the first start on
+    #[arg(long, value_name = "FILE", env = "SOUK_IDENTITY_KEY")]
+    identity_key: Option<PathBuf>,
+
+    /// Seconds for which a node that was told to stop still answers, so that load balancers notice in time
+    #[arg(long, value_name = "SECONDS", default_value_t = 5, env = "SOUK_LEAVE_SECONDS")]
+    leave_seconds: u64,
+
+    #[command(flatten)]
+    nats: NatsArgs,
+
+    #[command(flatten)]
+    demands: DemandArgs,
+}
+
+impl ClusterArgs {
+    /// `None` for a node that is alone.
+    fn joining(&self, url: &str) -> Result<Option<Joining>, Failed> {
+        if !self.nats.is_given() {
+            return Ok(None);
+        }
+        Ok(Some(Joining {
+            nats: self.nats.options(&format!("souk {}", self.node_name))?,
+            demands: self.demands.demands(),
+            identity_key: self.identity_key.as_deref().map(WrappingKey::read).transpose()?,
+            name: self.node_name.clone(),
+            http: self.advertise.clone().unwrap_or_else(|| url.to_owned()),
+        }))
+    }
 }
 
 // No doc comment: clap would take it for the command's.
@@ -224,25 +278,25 @@ enum LogFormat {
 Examples:
   souk inspect order ord_01ARZ3NDEKTSV4RRFFQ69G5FAV
   souk inspect inventory LANTERN-S --data /var/lib/souk
+  souk inspect inventory LANTERN-S --nats nats://127.0.0.1:4222 --url http://127.0.0.1:8080
 
 Kinds: product, inventory, cart, order, payment, request, user, email, shop. When a node is running on the data folder,
-it is asked; otherwise the journal is read here. Nothing is changed either way. What is personal in an account is
-sealed, and an e-mail's id is its keyed hash.")]
+it is asked; otherwise the journal is read here. In a cluster a node is asked, with a token made from the keys in NATS.
+Nothing is changed either way. What is personal in an account is sealed, and an e-mail's id is its keyed hash.")]
 struct InspectArgs {
     kind: String,
     id: String,
 
-    /// The data folder of the node, running or stopped
-    #[arg(long, value_name = "FOLDER", default_value = "./data", env = "SOUK_DATA")]
-    data: PathBuf,
-
-    /// The running node's signing key, when it is not the data folder's own
-    #[arg(long, value_name = "FILE", env = "SOUK_SIGNING_KEY")]
-    signing_key: Option<PathBuf>,
+    /// A node of the cluster; without it the one that runs on the data folder is asked
+    #[arg(long, value_name = "URL", requires = "nats")]
+    url: Option<String>,
 
     /// Print JSON
     #[arg(long)]
     json: bool,
+
+    #[command(flatten)]
+    signing: SigningArgs,
 }
 
 /// The keys that sign access tokens: make a new one, or see which there are
@@ -252,10 +306,11 @@ Examples:
   souk keys rotate --data /var/lib/souk      a new key; a running node takes it up within seconds
   souk keys show --data /var/lib/souk        which key signs, and until when the others verify
   souk keys show --json                      the public keys, as /.well-known/jwks.json shows them
+  souk keys rotate --nats nats://a:4222      the same in a cluster, for all its nodes
 
 A new key is shown for some seconds before it signs, and a replaced one verifies for a day, so nobody is logged out. If a
-key may have been stolen, rotate and delete its file as well: within half a minute all tokens that it signed are refused,
-and clients renew them.")]
+key may have been stolen, rotate and remove it as well: within half a minute all tokens that it signed are refused, and
+clients renew them.")]
 struct KeysArgs {
     #[command(subcommand)]
     command: KeysCommand,
@@ -264,20 +319,24 @@ struct KeysArgs {
 #[derive(Subcommand)]
 enum KeysCommand {
     /// Make a new key, and remove those that have retired
-    Rotate {
-        /// The data folder of the node, running or stopped
-        #[arg(long, value_name = "FOLDER", default_value = "./data", env = "SOUK_DATA")]
-        data: PathBuf,
+    Rotate(KeystoreArgs),
+    /// Take a key away that may have been stolen: within half a minute all tokens that it signed are refused
+    Remove {
+        /// The key's id, as `souk keys show` has it
+        #[arg(value_name = "KEY")]
+        kid: String,
+
+        #[command(flatten)]
+        keystore: KeystoreArgs,
     },
     /// List the keys, newest first; nothing secret is shown
     Show {
-        /// The data folder of the node, running or stopped
-        #[arg(long, value_name = "FOLDER", default_value = "./data", env = "SOUK_DATA")]
-        data: PathBuf,
-
         /// Print the public keys as a JSON Web Key Set
         #[arg(long)]
         json: bool,
+
+        #[command(flatten)]
+        keystore: KeystoreArgs,
     },
 }
 
@@ -314,7 +373,8 @@ fn main() -> ExitCode {
             Command::Inspect(args) => inspect_entity(args).await.map(|()| ExitCode::SUCCESS),
             Command::Rehearse(args) => Ok(args.run().await),
             Command::Admin(args) => args.run().await.map(|()| ExitCode::SUCCESS),
-            Command::Keys(args) => keys(args.command).map(|()| ExitCode::SUCCESS),
+            Command::Migrate(args) => args.run().await.map(|()| ExitCode::SUCCESS),
+            Command::Keys(args) => keys(args.command).await.map(|()| ExitCode::SUCCESS),
         }
     });
     // Blocking reads that are still under way must not keep the process.
@@ -337,8 +397,8 @@ fn listen(format: LogFormat, serving: Option<&ServeArgs>) -> Result<Option<Expor
         LogFormat::Pretty => log.with_target(false).boxed(),
         LogFormat::Json => log.json().boxed(),
     };
-    let (spans, exporter) = match serving.and_then(|args| Some((args.otlp.as_deref()?, &args.node_name))) {
-        Some((url, node)) => otlp::to(url, node).map(|(recorder, exporter)| (Some(recorder), Some(exporter)))?,
+    let (spans, exporter) = match serving.and_then(|args| Some((args.otlp.as_deref()?, &args.cluster.node_name))) {
+        Some((url, node)) => otlp::to(url, node.as_str()).map(|(recorder, exporter)| (Some(recorder), Some(exporter)))?,
         None => (None, None),
     };
     // Spans are told whatever the log is made to say.
@@ -353,6 +413,8 @@ fn listen(format: LogFormat, serving: Option<&ServeArgs>) -> Result<Option<Expor
 const LISTS_WAIT: Duration = Duration::from_secs(10);
 /// Files that may be open besides sockets: most of them the journal's.
 const OTHER_FILES: u64 = 1_000;
+/// How long a node looks for its place among the members.
+const JOIN_WAIT: Duration = Duration::from_secs(60);
 /// How long a drain may take in all.
 const DRAIN_DEADLINE: Duration = Duration::from_secs(30);
 
@@ -373,29 +435,27 @@ async fn serve(args: ServeArgs) -> Result<(), Failed> {
     if args.check_journal {
         journal.verify_batches = usize::MAX;
     }
-    let node = Node::open(&folder, args.signing_key.as_deref(), journal, config).await?;
     // Taken before anything is said of it: port 0 asks the system for a free one.
     let listener = http::server::bind(args.listen)?;
     let url = url_of(listener.local_addr()?, tls.is_some());
-    if args.demo {
-        if node.runtime.journal().highest() == Position(0) {
-            let filled = demo::fill(&node.runtime, &node.identity).await;
-            let products = filled.map_err(|error| format!("the demo could not be set up: {error}"))?;
-            println!("The demo shop has {products} products.");
-        }
-        println!("Accounts: {}, all with the password {}", demo::ACCOUNTS.join(", "), demo::PASSWORD);
-        println!("Shop:     {url}/api/products");
-        io::stdout().flush()?;
+    let joining = args.cluster.joining(&url)?;
+    let leave_after = joining.as_ref().map(|_| Duration::from_secs(args.cluster.leave_seconds));
+    let node = match joining {
+        Some(joining) => Node::join(&folder, args.signing_key.as_deref(), joining, config).await?,
+        None => Node::open(&folder, args.signing_key.as_deref(), journal, config).await?,
+    };
+    let mut ready: LocalBoxFuture<'_, Result<(), Failed>> = Box::pin(becomes_ready(&node, &folder, args.demo, &url));
+    if leave_after.is_none() {
+        // Nobody else could be asked meanwhile: clients wait until it is ready.
+        ready.await?;
+        ready = Box::pin(async { Ok(()) });
     }
 
-    if !node.read_models.reached(node.runtime.journal().highest(), LISTS_WAIT).await {
-        tracing::warn!("the lists are still catching up with the journal; until then they show less");
-    }
     let defaults = http::Config::default();
     let (connections_max, live_sessions_max) = within_file_limit(args.connections_max, defaults.live_sessions_max);
     let door_config = http::Config {
         listen: args.listen,
-        node_name: args.node_name,
+        node_name: args.cluster.node_name.as_str().to_owned(),
         connections_max,
         live_sessions_max,
         quotas: args.limits.quotas(),
@@ -410,25 +470,33 @@ async fn serve(args: ServeArgs) -> Result<(), Failed> {
         runtime: node.runtime.clone(),
         read_models: node.read_models.clone(),
         payment_providers: node.payment_providers.clone(),
+        cluster: node.cluster().cloned(),
     };
     let metrics = Metrics::new(|registry| registry.register_collector(Box::new(collector)));
     let door = Door::new(node.runtime.clone(), node.read_models.clone(), live, node.identity.clone(), metrics, door_config)?;
-    fs::write(folder.address(), format!("{url}\n"))?;
-
-    let (journal, runtime) = (node.journal.clone(), node.runtime.clone());
-    let end = async move {
-        tokio::select! {
-            () = told_to_stop() => None,
-            reason = journal.poisoned() => Some(format!("the journal can no longer be written: {}", reason.unwrap_or_default())),
-            reason = runtime.fatal() => Some(reason),
+    let (must_end, hand_over, leaving) = (node.must_end(), node.hand_over(DRAIN_DEADLINE), door.leaving());
+    let (told, mut fatal) = tokio::sync::watch::channel(None);
+    let (fails, failed) = tokio::sync::oneshot::channel();
+    let ready = async move {
+        if let Err(error) = ready.await {
+            let _ = fails.send(error.to_string());
+            std::future::pending::<()>().await;
         }
     };
-    let (told, mut fatal) = tokio::sync::watch::channel(None);
     let shutdown = async move {
-        let reason = end.await;
+        let reason = tokio::select! {
+            () = told_to_stop() => None,
+            reason = must_end => Some(reason),
+            Ok(reason) = failed => Some(reason),
+        };
+        if let (None, Some(leave_after)) = (&reason, leave_after) {
+            // Others go on with what lives here, and load balancers turn to them, before the door closes.
+            leaving();
+            tokio::join!(hand_over, tokio::time::sleep(leave_after));
+        }
         let _ = told.send(reason);
     };
-    http::server::serve_on(listener, door, shutdown).await;
+    http::server::serve_on(listener, door, ready, shutdown).await;
     let _ = fs::remove_file(folder.address());
     let fatal = fatal.borrow_and_update().clone();
     node.close(DRAIN_DEADLINE).await;
@@ -436,6 +504,28 @@ async fn serve(args: ServeArgs) -> Result<(), Failed> {
         Some(reason) => Err(reason.into()),
         None => Ok(()),
     }
+}
+
+/// All that a node does between its start and its first request.
+async fn becomes_ready(node: &Node, folder: &DataFolder, demo: bool, url: &str) -> Result<(), Failed> {
+    if tokio::time::timeout(JOIN_WAIT, node.has_joined()).await.is_err() {
+        return Err("this node has found no place among the members: see the log above".into());
+    }
+    if demo {
+        if node.runtime.journal().highest() == Position(0) {
+            let filled = demo::fill(&node.runtime, &node.identity).await;
+            let products = filled.map_err(|error| format!("the demo could not be set up: {error}"))?;
+            println!("The demo shop has {products} products.");
+        }
+        println!("Accounts: {}, all with the password {}", demo::ACCOUNTS.join(", "), demo::PASSWORD);
+        println!("Shop:     {url}/api/products");
+        io::stdout().flush()?;
+    }
+    if !node.read_models.reached(node.runtime.journal().highest(), LISTS_WAIT).await {
+        tracing::warn!("the lists are still catching up with the journal; until then they show less");
+    }
+    fs::write(folder.address(), format!("{url}\n"))?;
+    Ok(())
 }
 
 /// Has the system let this process open as many files as it ever would, and returns how many connections and live
@@ -504,15 +594,9 @@ async fn import(args: ImportArgs) -> Result<ExitCode, Failed> {
 // Inspect -----------------------------------------------------------------------------------------------------------
 
 async fn inspect_entity(args: InspectArgs) -> Result<(), Failed> {
-    let folder = DataFolder::open(&args.data)?;
-    let inspection = match Embedded::open(&folder.journal(), Options::default()) {
-        Ok((journal, _)) => {
-            let inspection = inspect(&*journal, &args.kind, &args.id).await;
-            journal.close();
-            inspection?
-        }
-        Err(OpenError::InUse { .. }) => ask_running_node(&folder, &args).await?,
-        Err(error) => return Err(error.into()),
+    let inspection = match args.signing.names_cluster() {
+        true => ask_node(args.signing.node_of_cluster(args.url.as_deref()).await?, &args).await?,
+        false => inspect_folder(&DataFolder::open(args.signing.data())?, &args).await?,
     };
     match args.json {
         true => println!("{}", serde_json::to_string_pretty(&inspection)?),
@@ -521,12 +605,26 @@ async fn inspect_entity(args: InspectArgs) -> Result<(), Failed> {
     Ok(())
 }
 
-/// The journal belongs to the running node, which left its address in the data folder.
-async fn ask_running_node(folder: &DataFolder, args: &InspectArgs) -> Result<Inspection, Failed> {
-    let token = operators_token(folder.signing_keys(args.signing_key.as_deref())?, Clock::default().now())?;
-    let Some(mut client) = running_node(folder, &token)? else {
-        return Err("the data folder is in use by a process that is not serving (an import?): try again when it is done".into());
-    };
+async fn inspect_folder(folder: &DataFolder, args: &InspectArgs) -> Result<Inspection, Failed> {
+    folder.is_alone()?;
+    match Embedded::open(&folder.journal(), Options::default()) {
+        Ok((journal, _)) => {
+            let inspection = inspect(&*journal, &args.kind, &args.id).await;
+            journal.close();
+            Ok(inspection?)
+        }
+        // The journal belongs to the running node, which left its address in the data folder.
+        Err(OpenError::InUse { .. }) => match running_node(folder, &args.signing.token().await?)? {
+            Some(client) => ask_node(client, args).await,
+            None => {
+                Err("the data folder is in use by a process that is not serving (an import?): try again when it is done".into())
+            }
+        },
+        Err(error) => Err(error.into()),
+    }
+}
+
+async fn ask_node(mut client: Client, args: &InspectArgs) -> Result<Inspection, Failed> {
     let path = format!("/api/cluster/entities/{}/{}", args.kind, percent_encoded(&args.id));
     let answer = client.get(&path, &[]).await?;
     match answer.status.as_u16() {
@@ -550,15 +648,19 @@ fn print_inspection(inspection: &Inspection) -> Result<(), Failed> {
 
 // Keys --------------------------------------------------------------------------------------------------------------
 
-fn keys(command: KeysCommand) -> Result<(), Failed> {
+async fn keys(command: KeysCommand) -> Result<(), Failed> {
     let now = Clock::default().now();
     match command {
-        KeysCommand::Rotate { data } => {
-            let kid = Keys::open(&DataFolder::existing(&data)?.keys(), now)?.rotate(now)?;
+        KeysCommand::Rotate(keystore) => {
+            let kid = keystore.signing_keys().await?.rotate_anywhere(now).await?;
             println!("The new key is {kid}. It signs in {} seconds.", SHOWN_FIRST_MS / SECOND_MS);
         }
-        KeysCommand::Show { data, json } => {
-            let keys = Keys::open_existing(&DataFolder::existing(&data)?.keys(), now)?.current(now);
+        KeysCommand::Remove { kid, keystore } => {
+            keystore.signing_keys().await?.remove(&kid).await?;
+            println!("The key {kid} is gone.");
+        }
+        KeysCommand::Show { json, keystore } => {
+            let keys = keystore.signing_keys().await?.current(now);
             if json {
                 println!("{}", serde_json::to_string_pretty(&keys.to_jwks(now))?);
                 return Ok(());

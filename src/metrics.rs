@@ -5,15 +5,20 @@
 use std::sync::Arc;
 
 use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric};
+use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric, MetricEncoder, NoLabelSet};
+use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
 
 use crate::actors::Runtime;
+use crate::actors::durations::Counted;
+use crate::cluster::Cluster;
+use crate::domain::SagaEnding;
 use crate::integrations::breaker::{Census, State};
 use crate::integrations::payment_providers::PaymentProviders;
 use crate::read_models::ReadModels;
@@ -70,6 +75,7 @@ impl Metrics {
         let live_watches = Gauge::default();
 
         let mut registry = Registry::with_prefix("souk");
+        registry.register("build", "The program that runs here", Info::new([("version", env!("CARGO_PKG_VERSION"))]));
         registry.register("http_requests", "Requests answered, by route, method and status", http_requests.clone());
         registry.register_with_unit(
             "http_latency",
@@ -124,6 +130,8 @@ pub struct NodeCollector {
     pub runtime: Runtime,
     pub read_models: Arc<ReadModels>,
     pub payment_providers: Arc<PaymentProviders>,
+    /// `None` for a node that is alone.
+    pub cluster: Option<Cluster>,
 }
 
 impl std::fmt::Debug for NodeCollector {
@@ -134,7 +142,26 @@ impl std::fmt::Debug for NodeCollector {
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct OfKind {
+    kind: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Ended {
+    outcome: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OfSaga {
     kind: &'static str,
+    ending: &'static str,
+}
+
+fn encode_durations(counted: &Counted, mut encoder: MetricEncoder<'_>) -> Result<(), std::fmt::Error> {
+    encoder.encode_histogram::<NoLabelSet>(counted.sum_seconds, counted.count, &counted.buckets, None)
+}
+
+fn gauge_of(value: usize) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
 }
 
 impl Collector for NodeCollector {
@@ -150,6 +177,29 @@ impl Collector for NodeCollector {
         count("entity_snapshots", "Snapshots written", counters.snapshots.get())?;
         count("journal_writes", "Batches handed to the journal", counters.writes.get())?;
         count("journal_writes_failed", "Batches that were not, or perhaps not, stored", counters.failed_writes.get())?;
+        count("journal_conflicts", "Batches refused because somebody else had written first", counters.conflicts.get())?;
+        encode_durations(
+            &counters.appends.counted(),
+            encoder.encode_descriptor(
+                "journal_append_latency",
+                "Time from handing a batch to the journal until it is durable",
+                Some(&Unit::Seconds),
+                MetricType::Histogram,
+            )?,
+        )?;
+        let mut sagas = encoder.encode_descriptor(
+            "saga_duration",
+            "Time from a saga's beginning to the decision that ended it, once that is durable, by kind and ending",
+            Some(&Unit::Seconds),
+            MetricType::Histogram,
+        )?;
+        for (kind, ending, counted) in self.runtime.sagas() {
+            let ending = match ending {
+                SagaEnding::Completed => "completed",
+                SagaEnding::Compensated => "compensated",
+            };
+            encode_durations(&counted, sagas.encode_family(&OfSaga { kind, ending })?)?;
+        }
 
         let census = self.runtime.census();
         let highest = self.runtime.journal().highest().0;
@@ -168,7 +218,7 @@ impl Collector for NodeCollector {
         show("commands_waiting", "Commands that wait for an answer", census.waiting as u64)?;
         let residents = Family::<OfKind, Gauge>::default();
         for (kind, count) in census.residents {
-            residents.get_or_create(&OfKind { kind }).set(i64::try_from(count).unwrap_or(i64::MAX));
+            residents.get_or_create(&OfKind { kind }).set(gauge_of(count));
         }
         residents.encode(encoder.encode_descriptor(
             "entity_residents",
@@ -176,8 +226,70 @@ impl Collector for NodeCollector {
             None,
             residents.metric_type(),
         )?)?;
+        let deepest = Family::<OfKind, Gauge>::default();
+        for (kind, waiting) in self.runtime.deepest() {
+            deepest.get_or_create(&OfKind { kind: kind.to_owned() }).set(gauge_of(waiting));
+        }
+        deepest.encode(encoder.encode_descriptor(
+            "entity_commands_waiting_max",
+            "The most commands that wait for one entity",
+            None,
+            deepest.metric_type(),
+        )?)?;
+        let behind = ConstGauge::new(self.read_models.behind().as_secs_f64());
+        behind.encode(encoder.encode_descriptor(
+            "read_models_lag",
+            "How old the newest state of the journal is that the read models show in full; 0 when they show it all",
+            Some(&Unit::Seconds),
+            behind.metric_type(),
+        )?)?;
+        if let Some(cluster) = &self.cluster {
+            encode_cluster(cluster, counters.handovers.get(), &mut encoder)?;
+        }
         encode_breakers(self.payment_providers.breakers(), encoder)
     }
+}
+
+fn encode_cluster(cluster: &Cluster, handovers: u64, encoder: &mut DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
+    let counts = cluster.counts();
+    for (name, help, value) in [
+        ("cluster_members", "Members that own partitions, as this node sees them", cluster.view().borrow().owners.names().len()),
+        ("cluster_partitions_owned", "Partitions of all 256 that this node acts for", cluster.partitions_here()),
+    ] {
+        let gauge = ConstGauge::new(gauge_of(value));
+        gauge.encode(encoder.encode_descriptor(name, help, None, gauge.metric_type())?)?;
+    }
+    for (name, help, value) in [
+        ("cluster_handovers", "Entities that left this node because another has them now", handovers),
+        ("cluster_lease_lost", "Times that reads could not be answered from memory any more", counts.lease_lost),
+        ("cluster_out_of_touch", "Times that this node was paused or cut off, and joined anew", counts.out_of_touch),
+        ("cluster_heartbeats_missed", "Heartbeats of others that were sent and not heard", counts.beats_missed),
+    ] {
+        let counter = ConstCounter::new(value);
+        counter.encode(encoder.encode_descriptor(name, help, None, counter.metric_type())?)?;
+    }
+    let asks = [
+        ("answered", counts.asks_answered),
+        ("refused", counts.asks_refused),
+        ("timed_out", counts.asks_timed_out),
+        ("lost", counts.asks_lost),
+    ];
+    let served = [("taken", counts.served), ("overloaded", counts.served_overloaded)];
+    encode_outcomes("cluster_asks", "Asks of other members, by how they ended", &asks, encoder)?;
+    encode_outcomes("cluster_served", "Asks by other members, by what came of them", &served, encoder)
+}
+
+fn encode_outcomes(
+    name: &str,
+    help: &str,
+    outcomes: &[(&'static str, u64)],
+    encoder: &mut DescriptorEncoder<'_>,
+) -> Result<(), std::fmt::Error> {
+    let family = Family::<Ended, Counter>::default();
+    for (outcome, count) in outcomes {
+        family.get_or_create(&Ended { outcome }).inc_by(*count);
+    }
+    family.encode(encoder.encode_descriptor(name, help, None, family.metric_type())?)
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]

@@ -27,7 +27,7 @@ use souk::domain::{
     User, cart, email, every_kind, inventory, order, payment, product, request, shop, user,
 };
 use souk::persistence::record::{Cause, Payload, PayloadWriter, raw_records};
-use souk::persistence::{Append, Embedded, EntityKey, Journal, Options, Wake};
+use souk::persistence::{Append, Embedded, EntityKey, Journal, Options, Position, Wake};
 use souk::read_models::ReadModels;
 
 const CART: &str = "cart_01M7XTJCNK7E0TZAKXQ10YG0SG";
@@ -595,7 +595,8 @@ async fn the_read_models_know_every_record_on_file() {
             let payload = serde_json::to_vec(&json!({ "wake_at": null, "answers": [], "events": [record] })).unwrap();
             let version = versions.entry(sample.kind).or_default();
             let entity = EntityKey::new(sample.kind, sample.id);
-            let append = Append { entity, expected: *version, count: 1, payload: payload.into(), wake: Wake::Never };
+            let append =
+                Append { entity, expected: *version, after: Position(0), count: 1, payload: payload.into(), wake: Wake::Never };
             let (tell, told) = mpsc::channel();
             journal.append(append, Box::new(move |result| tell.send(result).unwrap()));
             told.recv().unwrap().unwrap();

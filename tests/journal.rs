@@ -1,4 +1,4 @@
-//! What every journal promises, and what the embedded one promises besides.
+//! What every journal promises, and what the embedded one and that of a cluster promise besides.
 //!
 //! `promises` is written against `dyn Journal`: another store runs the same sentences by handing in its own `Opener`.
 
@@ -7,5 +7,13 @@
 
 #[path = "journal/embedded.rs"]
 mod embedded;
+#[path = "journal/failures.rs"]
+mod failures;
+#[path = "journal/jetstream.rs"]
+mod jetstream;
+#[path = "support/nats.rs"]
+mod nats;
 #[path = "journal/promises.rs"]
 mod promises;
+#[path = "journal/servers.rs"]
+mod servers;

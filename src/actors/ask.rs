@@ -1,7 +1,10 @@
 //! What a caller of an entity says and hears.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
 
 use crate::domain::CommandId;
 use crate::persistence::{Position, ReadError, Version};
@@ -51,11 +54,11 @@ pub enum AskError<R> {
 }
 
 /// Why an entity could not answer, whatever was asked.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 pub enum Failure {
     /// Too many commands wait already. Not decided: retry later.
     #[error("overloaded: {0}")]
-    Overloaded(&'static str),
+    Overloaded(Cow<'static, str>),
     /// The entity is at another version than the caller knows.
     #[error("the entity is at version {actual}")]
     VersionDiffers { actual: Version },
@@ -78,8 +81,23 @@ pub enum Failure {
     #[error("the outcome is unknown: {0}")]
     Unknown(String),
     #[error(transparent)]
-    Unreadable(#[from] ReadError),
+    Unreadable(ReadError),
+    /// The entity lives on another node now. Not decided there where this was said; whoever asked looks for it again.
+    #[error("the entity moved to another node")]
+    Moved,
+    /// This node does not know who has the entity, or cannot reach it, or cannot be sure that it still has it itself.
+    #[error("the entity's node cannot be reached: {0}")]
+    OutOfReach(Cow<'static, str>),
     /// This node is shutting down.
     #[error("this node is shutting down")]
     Draining,
+}
+
+impl From<ReadError> for Failure {
+    fn from(error: ReadError) -> Self {
+        match error {
+            ReadError::Corrupt { .. } => Failure::Unreadable(error),
+            ReadError::Unreadable(why) => Failure::OutOfReach(why.into()),
+        }
+    }
 }

@@ -19,6 +19,7 @@ use tokio::sync::Semaphore;
 use tracing::Instrument;
 
 use super::ask::{Caller, Failure};
+use super::retry::CAP_MS;
 use crate::domain::{Outside, Timestamp};
 use crate::integrations::{Call, Integration};
 
@@ -26,6 +27,8 @@ use crate::integrations::{Call, Integration};
 pub const ATTEMPT: Duration = Duration::from_secs(10);
 /// How much later than its deadline an attempt is taken for dead.
 pub const ATTEMPT_SLACK_MS: i64 = 1_000;
+/// No attempt is put off for longer.
+const WAIT_MAX_MS: i64 = CAP_MS + ATTEMPT.as_millis() as i64 + ATTEMPT_SLACK_MS;
 /// Calls to one outside recipient that may be under way at once.
 const CALLS_MAX: usize = 1_024;
 
@@ -51,6 +54,15 @@ pub struct Attempt {
     pub tries: u32,
     /// Not before.
     pub again_at: Timestamp,
+    /// Posted and not answered yet.
+    pub under_way: bool,
+}
+
+impl Attempt {
+    /// Whether it is to be tried again. A time so far off was noted before the clock was set back.
+    pub fn is_due(&self, now: Timestamp) -> bool {
+        self.again_at <= now || self.again_at > now.plus_ms(WAIT_MAX_MS)
+    }
 }
 
 type Carry<T> = Box<dyn Fn(<T as Outside>::Request, Call) -> BoxFuture<'static, <T as Outside>::Answer> + Send + Sync>;
@@ -80,7 +92,7 @@ impl<T: Outside> Port for OutsidePort<T> {
             return answer(Err(Failure::NotWritten(format!("not a request to {}", T::NAME))));
         };
         let Ok(place) = self.room.clone().try_acquire_owned() else {
-            return answer(Err(Failure::Overloaded("too many calls to this provider are under way")));
+            return answer(Err(Failure::Overloaded("too many calls to this provider are under way".into())));
         };
         // What is logged on the way shows whose request it was, however long ago.
         let span = tracing::info_span!("call", to = T::NAME, key = %caller.command, trace = %caller.correlation);

@@ -5,13 +5,14 @@
 //! with their write and are answered by the journal's writer. If a write fails, everybody in it and behind it hears so,
 //! the speculative state is dropped and the entity comes back from the journal.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::marker::PhantomData;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::Duration;
 
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
 
 use super::answers::{Answer, AnswerOf, Answers};
 use super::ask::{Answered, AskError, Caller, Failure};
@@ -21,18 +22,23 @@ use super::kind::Kind;
 use super::reply::{Outcome, ReplyTo};
 use super::retry::backoff_ms;
 use crate::domain::entity::Hear;
-use crate::domain::{CommandId, Context, Debt, Decision, Entity, Recipient, Reply, Timestamp};
+use crate::domain::{CommandId, Context, Debt, Decision, Entity, Recipient, Reply, Saga, Timestamp};
 use crate::persistence::record::{Cause, Payload, PayloadWriter};
-use crate::persistence::{Append, AppendError, Batch, EntityKey, Position, ReadError, Version, Wake};
+use crate::persistence::{Append, AppendError, Batch, EntityKey, Position, ReadError, Snapshot, Version, Wake};
 
 /// How many batches a replay reads at a time.
 const READ_BATCHES: usize = 256;
+/// And first, without a snapshot of this node's: who has more may find one of another's. Most entities have fewer.
+const FIRST_BATCHES: usize = 32;
 /// A pending write is not let grow past this, in bytes: whoever comes later is told to retry.
 const PENDING_BYTES_MAX: usize = 4 << 20;
 /// So few records are replayed as fast as a snapshot is read: for them none is written on leaving.
 const REPLAYED_AS_FAST: u64 = 16;
 /// How many times a snapshot's weight is written to the journal before the next one.
 const SNAPSHOT_SHARE: usize = 8;
+/// How long an entity that is to leave for another node waits for answers to what it is just delivering: it would only be
+/// delivered again.
+const LEAVE_WITHOUT_ANSWERS: Duration = Duration::from_secs(1);
 /// How soon an entity is woken again whose time came and changed nothing.
 const STILL_DUE_MS: i64 = 1_000;
 
@@ -47,12 +53,30 @@ pub type Watch<E> = Box<dyn FnMut(&<E as Entity>::State, Version) -> Option<Wait
 pub enum Message<E: Entity> {
     Command(Box<CommandMessage<E>>),
     View(Look<E>),
-    Watch { until: Instant, watch: Watch<E> },
-    Heard { debt: String, answer: AnyAnswer, hear: Hear<E> },
+    Watch {
+        until: Instant,
+        watch: Watch<E>,
+    },
+    Heard {
+        debt: String,
+        answer: AnyAnswer,
+        hear: Hear<E>,
+    },
     Landed(Result<Position, AppendError>),
     Wake,
+    /// The journal has this version, which may be more than this entity knows.
+    Stored(Version),
     Passivate,
+    /// Makes sure that nobody else wrote to this entity before it answers what comes after this.
+    Confirm,
+    /// What the journal says is this entity's newest batch: it answers what comes after this as one that knows it.
+    Newest(Position, Confirmed),
+    /// It belongs to another node now, or this node is going: it leaves as soon as nothing is under way.
+    HandOver,
 }
+
+/// Hears whether the entity is what the journal says.
+pub type Confirmed = Box<dyn FnOnce(Result<(), Failure>) + Send>;
 
 pub struct CommandMessage<E: Entity> {
     command: E::Command,
@@ -93,15 +117,18 @@ pub struct Resident<E: Entity> {
     /// Speculative: all that was decided, durable or not.
     state: E::State,
     version: Version,
-    /// Of the newest write known to be durable.
+    /// Where the newest batch of this entity stands that is known to be durable.
     position: Position,
+    /// Nothing was acknowledged, before this node had the entity, that is not in the state: a write of this node has landed
+    /// on top of it, or the journal was asked.
+    proven: bool,
     /// The request that moved this entity last; its debts travel under it.
     correlation: Arc<str>,
     answers: Answers<E>,
     pending: Option<Pending>,
     in_flight: Option<InFlight<E>>,
     /// Callers of commands that were told to wait, with the moment when they no longer do.
-    deferred: HashMap<CommandId, Vec<(Instant, ReplyTo<E>)>>,
+    deferred: BTreeMap<CommandId, Vec<(Instant, ReplyTo<E>)>>,
     attempts: HashMap<String, Attempt>,
     /// Who waits to see something, and until when.
     watches: Vec<(Instant, Watch<E>)>,
@@ -109,6 +136,10 @@ pub struct Resident<E: Entity> {
     scheduled: Option<Timestamp>,
     /// Writes that failed since the last one that landed.
     failed_writes: u32,
+    /// Times that the journal could not be read since it last could.
+    failed_loads: u32,
+    /// Since when it is to leave for another node.
+    handing_over: Option<Instant>,
     snapshot: Written,
 }
 
@@ -125,6 +156,9 @@ struct InFlight<E: Entity> {
     owed: Vec<Debt<E>>,
     /// Who waits for it to land, having changed nothing.
     waiters: Vec<Waiter>,
+    /// What the journal said was this entity's newest batch while this write was on its way, and who wants to hear that this
+    /// is known.
+    confirming: Vec<(Position, Option<Confirmed>)>,
     /// Serialized as of this write, when one is due.
     snapshot: Option<Vec<u8>>,
     last: Version,
@@ -171,21 +205,25 @@ impl<E: Entity> Actor for EntityActor<E> {
     ) -> Result<(), ActorProcessingErr> {
         if !entity.loaded {
             if let Err(error) = entity.load().await {
-                return Err(entity.cannot_load(message, error));
+                return entity.cannot_load(&myself, message, error);
             }
             entity.take_up(&myself);
         }
-        let asked_to_leave = matches!(message, Message::Passivate);
+        let asked_to_leave = matches!(message, Message::Passivate | Message::HandOver);
         let version = entity.version;
         match message {
-            Message::Command(message) => entity.on_command(*message)?,
+            Message::Command(message) => entity.on_command(*message).await?,
             Message::View(look) => entity.on_view(look),
             Message::Watch { until, watch } => entity.on_watch(until, watch),
             Message::Heard { debt, answer, hear } => entity.on_heard(&debt, answer, hear)?,
-            Message::Landed(Ok(position)) => entity.on_landed(position, &myself),
+            Message::Landed(Ok(position)) => entity.on_landed(position, &myself).await?,
             Message::Landed(Err(error)) => entity.on_not_landed(error).await?,
             Message::Wake => entity.on_wake(&myself)?,
+            Message::Stored(version) => entity.on_stored(version).await?,
             Message::Passivate => entity.forget_expired(),
+            Message::Confirm => entity.confirm().await?,
+            Message::Newest(newest, tell) => entity.know(newest, Some(tell)).await?,
+            Message::HandOver => entity.hand_over(),
         }
         if entity.version != version {
             entity.show_to_watches();
@@ -210,15 +248,18 @@ impl<E: Entity> Resident<E> {
             state: E::State::default(),
             version: 0,
             position: Position(0),
+            proven: false,
             correlation: Arc::from(""),
             answers: Answers::default(),
             pending: None,
             in_flight: None,
-            deferred: HashMap::new(),
+            deferred: BTreeMap::new(),
             attempts: HashMap::new(),
             watches: Vec::new(),
             scheduled: None,
             failed_writes: 0,
+            failed_loads: 0,
+            handing_over: None,
             snapshot: Written::default(),
         }
     }
@@ -229,53 +270,69 @@ impl<E: Entity> Resident<E> {
     async fn load(&mut self) -> Result<(), ReadError> {
         self.state = E::State::default();
         self.version = 0;
+        self.position = Position(0);
+        self.proven = self.kind.shared.placement().is_none();
         self.answers = Answers::default();
         self.snapshot = Written::default();
-        let journal = self.kind.shared.journal.clone();
-        self.position = journal.highest();
-        let mut from = 1;
-        if let Some((version, size, snapshot)) = self.read_snapshot() {
-            // The batch that the snapshot ends with must be in the journal, else it is of another life of this folder.
-            let batches = journal.read(&self.key, version, READ_BATCHES).await?;
-            if batches.first().is_some_and(|batch| batch.first <= version && version <= batch.last()) {
-                self.state = snapshot.state;
-                self.correlation = snapshot.correlation.into();
-                self.version = version;
-                for (command, answer) in snapshot.answers {
-                    self.answers.put(command, answer);
-                }
-                self.snapshot = Written { version, bytes: size, bytes_since: 0 };
-                from = version + 1;
-            } else {
-                tracing::warn!(entity = %self.key, version, "a snapshot of what is not in the journal is ignored");
-            }
+        let shared = Arc::clone(&self.kind.shared);
+        let mut page = FIRST_BATCHES;
+        if let Some(snapshot) = shared.snapshots.get(&self.key)
+            && self.begin_from(snapshot).await?
+        {
+            page = READ_BATCHES;
         }
+        let mut may_ask_others = true;
         loop {
-            let batches = journal.read(&self.key, from, READ_BATCHES).await?;
+            let batches = shared.journal.read(&self.key, self.version + 1, self.position, page).await?;
             for batch in &batches {
                 self.replay(batch)?;
             }
-            from = self.version + 1;
-            if batches.len() < READ_BATCHES {
+            if batches.len() < page {
                 break;
+            }
+            page = READ_BATCHES;
+            // There is more, perhaps much more: its last owner may have left something better.
+            if std::mem::take(&mut may_ask_others)
+                && let Some(newer) = shared.snapshots.newer(&self.key, self.version).await
+            {
+                self.begin_from(newer).await?;
             }
         }
         self.loaded = true;
+        self.gate.set_version(self.version);
+        self.failed_loads = 0;
         Ok(())
     }
 
-    fn read_snapshot(&self) -> Option<(Version, usize, SnapshotIn<E>)> {
-        let stored = self.kind.shared.snapshots.get(&self.key)?;
-        if stored.format != E::SNAPSHOT_FORMAT {
-            return None;
+    /// Takes the snapshot for all that came before it, if it can be used; else nothing changes.
+    async fn begin_from(&mut self, stored: Snapshot) -> Result<bool, ReadError> {
+        let Snapshot { version, position, format, bytes } = stored;
+        if format != E::SNAPSHOT_FORMAT {
+            return Ok(false);
         }
-        match serde_json::from_slice(&stored.bytes) {
-            Ok(snapshot) => Some((stored.version, stored.bytes.len(), snapshot)),
+        let snapshot: SnapshotIn<E> = match serde_json::from_slice(&bytes) {
+            Ok(snapshot) => snapshot,
             Err(error) => {
                 tracing::warn!(entity = %self.key, %error, "a snapshot that cannot be read is ignored");
-                None
+                return Ok(false);
             }
+        };
+        // The batch that the snapshot ends with must be in the journal, else it is of another life of this folder.
+        let batches = self.kind.shared.journal.read(&self.key, version, position, 1).await?;
+        if !batches.first().is_some_and(|batch| batch.last() == version && batch.position == position) {
+            tracing::warn!(entity = %self.key, version, "a snapshot of what is not in the journal is ignored");
+            return Ok(false);
         }
+        self.position = position;
+        self.state = snapshot.state;
+        self.correlation = snapshot.correlation.into();
+        self.version = version;
+        self.answers = Answers::default();
+        for (command, answer) in snapshot.answers {
+            self.answers.put(command, answer);
+        }
+        self.snapshot = Written { version, bytes: bytes.len(), bytes_since: 0 };
+        Ok(true)
     }
 
     fn replay(&mut self, batch: &Batch) -> Result<(), ReadError> {
@@ -300,62 +357,111 @@ impl<E: Entity> Resident<E> {
                 .map_err(|error| corrupt(format!("the answer of {}: {error}", answered.command)))?;
             self.answers.put(answered.command.clone(), answer);
         }
+        self.position = batch.position;
         self.snapshot.bytes_since += batch.payload.len();
         Ok(())
     }
 
-    /// Tells the caller what the matter is, and ends the actor.
-    fn cannot_load(&self, message: Message<E>, error: ReadError) -> ActorProcessingErr {
+    /// Tells the caller what the matter is. Damage ends the actor; a journal that cannot be reached is asked again for the
+    /// next message, and for what this entity owes a little later.
+    fn cannot_load(
+        &mut self,
+        myself: &ActorRef<Message<E>>,
+        message: Message<E>,
+        error: ReadError,
+    ) -> Result<(), ActorProcessingErr> {
+        let is_damage = matches!(error, ReadError::Corrupt { .. });
+        let failure = Failure::from(error.clone());
         match message {
-            Message::Command(message) => message.reply.fail(Failure::Unreadable(error.clone())),
-            Message::View(look) => look(Err(Failure::Unreadable(error.clone())))(Ok(self.position)),
-            _ => {}
+            Message::Command(message) => message.reply.fail(failure),
+            Message::View(look) => look(Err(failure))(Ok(self.position)),
+            Message::Newest(_, tell) => tell(Err(failure)),
+            Message::Wake | Message::Heard { .. } | Message::Landed(_) | Message::Stored(_) => {
+                self.failed_loads += 1;
+                let again_at = self.kind.shared.clock.now().plus_ms(backoff_ms(self.failed_loads));
+                // What was heard is lost, but the attempt is over: the debt need not wait for its deadline.
+                if let Message::Heard { debt, .. } = &message
+                    && let Some(attempt) = self.attempts.get_mut(debt)
+                {
+                    *attempt = Attempt { tries: attempt.tries, again_at, under_way: false };
+                }
+                self.kind.shared.agenda.set(&self.key, again_at);
+            }
+            Message::Watch { .. } | Message::Confirm | Message::Passivate | Message::HandOver => {}
         }
-        error.into()
+        if is_damage {
+            return Err(error.into());
+        }
+        self.leave_if_idle(myself);
+        Ok(())
     }
 
     // Deciding ------------------------------------------------------------------------------------------------------
 
-    fn on_command(&mut self, message: CommandMessage<E>) -> Result<(), ActorProcessingErr> {
-        let CommandMessage { command, caller, deadline, reply } = message;
-        if Instant::now() > deadline {
-            reply.fail(Failure::TimedOut);
-            return Ok(());
-        }
-        match self.answers.get(&caller.command) {
-            Some(Answer::Settled(answer)) => {
-                let answer = answer.clone();
-                self.answer_when_durable(reply, answer);
+    async fn on_command(&mut self, message: CommandMessage<E>) -> Result<(), ActorProcessingErr> {
+        let CommandMessage { mut command, caller, deadline, reply } = message;
+        loop {
+            if Instant::now() > deadline {
+                reply.fail(Failure::TimedOut);
                 return Ok(());
             }
-            Some(Answer::Later) => {
-                self.defer(caller.command, deadline, reply);
+            match self.answers.get(&caller.command) {
+                Some(Answer::Settled(answer)) => {
+                    let answer = answer.clone();
+                    self.answer_when_durable(reply, answer);
+                    return Ok(());
+                }
+                Some(Answer::Later) => {
+                    self.defer(caller.command, deadline, reply);
+                    return Ok(());
+                }
+                None => {}
+            }
+            // Half of what the journal takes is left to what this command decides.
+            let pending_bytes_max = PENDING_BYTES_MAX.min(self.kind.shared.journal.batch_bytes_max() / 2);
+            if self.pending.as_ref().is_some_and(|pending| pending.payload.bytes() > pending_bytes_max) {
+                reply.fail(Failure::Overloaded("the journal is behind with this entity".into()));
                 return Ok(());
             }
-            None => {}
+            let now = self.kind.shared.clock.now();
+            let again = (!self.proven && self.in_flight.is_none()).then(|| command.clone());
+            match self.decide(command, &caller, now) {
+                Ok(decision) if again.is_none() || decision.is_to_be_written() => {
+                    self.correlation = caller.correlation.clone();
+                    return self.accept(decision, &caller.command, &caller.asker, now, Some((deadline, reply)));
+                }
+                Err(error) if self.proven => {
+                    reply.answer(Err(error));
+                    return Ok(());
+                }
+                Err(error) if again.is_none() => {
+                    self.wait_until_durable(Box::new(move |durable| {
+                        reply.answer(Err(durable.err().map_or(error, AskError::Failed)));
+                    }));
+                    return Ok(());
+                }
+                Ok(_) | Err(_) => {}
+            }
+            // What is answered without a write must not rest on a state that somebody else has moved on from.
+            self.confirm().await?;
+            match again {
+                Some(again) if self.proven => command = again,
+                _ => {
+                    reply.fail(Failure::OutOfReach("the journal does not answer".into()));
+                    return Ok(());
+                }
+            }
         }
+    }
+
+    fn decide(&self, command: E::Command, caller: &Caller, now: Timestamp) -> Result<Decision<E>, AskError<E::Rejection>> {
         if let Some(expected) = caller.if_version
             && expected != self.version
         {
-            reply.fail(Failure::VersionDiffers { actual: self.version });
-            return Ok(());
+            return Err(AskError::Failed(Failure::VersionDiffers { actual: self.version }));
         }
-        if self.pending.as_ref().is_some_and(|pending| pending.payload.bytes() > PENDING_BYTES_MAX) {
-            reply.fail(Failure::Overloaded("the journal is behind with this entity"));
-            return Ok(());
-        }
-        let now = self.kind.shared.clock.now();
         let context = Context { now, id: &self.id, command: &caller.command, asker: &caller.asker };
-        match E::decide(&self.state, command, &context) {
-            Ok(decision) => {
-                self.correlation = caller.correlation.clone();
-                self.accept(decision, &caller.command, &caller.asker, now, Some((deadline, reply)))
-            }
-            Err(rejection) => {
-                reply.answer(Err(AskError::Rejected(rejection)));
-                Ok(())
-            }
-        }
+        E::decide(&self.state, command, &context).map_err(AskError::Rejected)
     }
 
     /// A command of the entity to itself: an answer that it heard, or time. Its rules make a repeat harmless, so its answer
@@ -385,8 +491,9 @@ impl<E: Entity> Resident<E> {
         now: Timestamp,
         caller: Option<(Instant, ReplyTo<E>)>,
     ) -> Result<(), ActorProcessingErr> {
+        let is_to_be_written = decision.is_to_be_written();
         let Decision { events, reply, settled } = decision;
-        if events.is_empty() && settled.is_empty() {
+        if !is_to_be_written {
             if let (Some((_, caller)), Reply::Now(reply)) = (caller, reply) {
                 self.answer_when_durable(caller, Ok(reply));
             }
@@ -400,10 +507,21 @@ impl<E: Entity> Resident<E> {
         let correlation = self.correlation.clone();
         tracing::debug!(entity = %self.key, trace = %correlation, %command, asker, events = events.len(), "decided");
         let cause = Cause { command, correlation: &correlation, asker, time: now };
+        let was_under_way = E::saga(&self.state).is_some_and(|saga| saga.ending.is_none());
         for event in &events {
             self.version += 1;
             pending.payload.event(&self.key, self.version, cause, event)?;
             E::evolve(&mut self.state, event);
+        }
+        if was_under_way && let Some(Saga { begun, ending: Some(ending) }) = E::saga(&self.state) {
+            let took = Duration::from_millis(now.since_ms(begun).max(0).unsigned_abs());
+            let sagas = self.kind.sagas_that(ending).clone();
+            // Counted with the write: what is not durable has not ended.
+            pending.waiters.push(Box::new(move |durable| {
+                if durable.is_ok() {
+                    sagas.count(took);
+                }
+            }));
         }
         if let Some((deadline, caller)) = caller {
             let answer: AnswerOf<E> = match reply {
@@ -500,6 +618,9 @@ impl<E: Entity> Resident<E> {
             (true, None) => Wake::Never,
         };
         let count = payload.count();
+        if expected + u64::from(count) != self.version {
+            return Err(format!("{count} records on top of version {expected} do not make version {}", self.version).into());
+        }
         let payload = payload.finish(wake)?;
         self.snapshot.bytes_since += payload.len();
         let snapshot = self.snapshot_if_due()?;
@@ -507,13 +628,18 @@ impl<E: Entity> Resident<E> {
             self.snapshot = Written { version: self.version, bytes: bytes.len(), bytes_since: 0 };
             self.kind.shared.counters.snapshots.add(1);
         }
-        self.in_flight = Some(InFlight { owed, waiters: Vec::new(), snapshot, last: self.version });
+        self.in_flight = Some(InFlight { owed, waiters: Vec::new(), confirming: Vec::new(), snapshot, last: self.version });
+        self.gate.set_version(self.version);
         self.kind.shared.counters.writes.add(1);
-        let append = Append { entity: self.key.clone(), expected, count, payload: payload.into(), wake };
+        let append = Append { entity: self.key.clone(), expected, after: self.position, count, payload: payload.into(), wake };
         let myself = myself.clone();
+        let (appends, handed) = (self.kind.shared.counters.appends.clone(), Instant::now());
         self.kind.shared.journal.append(
             append,
             Box::new(move |result| {
+                if result.is_ok() {
+                    appends.count(handed.elapsed());
+                }
                 let durable = result.clone().map_err(Failure::from);
                 // The entity first: its next write can then join the journal's next flush.
                 let _ = myself.send_message(Message::Landed(result));
@@ -525,21 +651,29 @@ impl<E: Entity> Resident<E> {
         Ok(())
     }
 
-    fn on_landed(&mut self, position: Position, myself: &ActorRef<Message<E>>) {
+    async fn on_landed(&mut self, position: Position, myself: &ActorRef<Message<E>>) -> Result<(), ActorProcessingErr> {
         self.position = position;
         self.failed_writes = 0;
+        self.proven = true;
         let Some(landed) = self.in_flight.take() else {
-            return;
+            return Ok(());
         };
         for waiter in landed.waiters {
             waiter(Ok(position));
         }
         if let Some(bytes) = landed.snapshot {
-            self.kind.shared.snapshots.put(&self.key, landed.last, E::SNAPSHOT_FORMAT, &bytes);
+            self.put_snapshot(landed.last, bytes);
         }
         self.deliver(landed.owed, myself);
         self.schedule();
         self.gate.set_at_rest(E::is_at_rest(&self.state));
+        let mut is_outdated = false;
+        for (newest, tell) in landed.confirming {
+            let is_known = newest <= position;
+            is_outdated |= !is_known;
+            hear(tell, if is_known { Ok(()) } else { Err(Failure::Moved) });
+        }
+        if is_outdated { self.start_afresh(&Failure::Moved).await } else { Ok(()) }
     }
 
     /// Nobody knows what is on disk but the disk: everything speculative is dropped and read again.
@@ -550,23 +684,93 @@ impl<E: Entity> Resident<E> {
             tracing::warn!(entity = %self.key, trace = %self.correlation, %error, "a write failed; the entity comes back from the journal");
         }
         self.kind.shared.counters.failed_writes.add(1);
+        if matches!(error, AppendError::Conflict { .. }) {
+            self.kind.shared.counters.conflicts.add(1);
+        }
         let failure = Failure::from(error);
-        let behind = self.pending.take().map(|pending| pending.waiters).unwrap_or_default();
-        let (beside, last) = self.in_flight.take().map(|in_flight| (in_flight.waiters, in_flight.last)).unwrap_or_default();
-        for waiter in behind.into_iter().chain(beside) {
+        let in_flight = self.in_flight.take();
+        let last = in_flight.as_ref().map_or(0, |in_flight| in_flight.last);
+        let (beside, confirming) = in_flight.map(|in_flight| (in_flight.waiters, in_flight.confirming)).unwrap_or_default();
+        for waiter in beside {
             waiter(Err(failure.clone()));
         }
-        for (_, caller) in self.deferred.drain().flat_map(|(_, callers)| callers) {
-            caller.fail(Failure::Unknown("a write of this entity failed".into()));
+        for (_, tell) in confirming {
+            hear(tell, Err(failure.clone()));
         }
-        self.loaded = false;
-        self.load().await?;
+        self.start_afresh(&failure).await?;
         if self.version >= last {
             // It was stored after all.
             self.failed_writes = 0;
         }
-        self.take_up_later(self.kind.shared.clock.now().plus_ms(backoff_ms(self.failed_writes)));
+        // What could not be read again owes nothing that anybody knows of: it is woken when it may be readable, see above.
+        if self.loaded {
+            self.take_up_later(self.kind.shared.clock.now().plus_ms(backoff_ms(self.failed_writes)));
+        }
         Ok(())
+    }
+
+    /// Forgets all that it knows, and what it was about to write on top of that, and reads it again. Where the journal cannot
+    /// be reached, the next message reads it. Whoever waits hears `why`.
+    async fn start_afresh(&mut self, why: &Failure) -> Result<(), ActorProcessingErr> {
+        for waiter in self.pending.take().map(|pending| pending.waiters).unwrap_or_default() {
+            waiter(Err(why.clone()));
+        }
+        self.send_deferred_away(why);
+        self.loaded = false;
+        match self.load().await {
+            Ok(()) => {}
+            Err(ReadError::Unreadable(why)) => tracing::warn!(entity = %self.key, why, "an entity cannot be read again yet"),
+            Err(damage) => return Err(damage.into()),
+        }
+        // It may owe something that it did not know of.
+        let now = self.kind.shared.clock.now();
+        self.kind.shared.agenda.set(&self.key, now.plus_ms(backoff_ms(self.failed_writes)));
+        Ok(())
+    }
+
+    /// Whoever waits for an answer that comes later may ask again, wherever the entity is then: the command is known there.
+    fn send_deferred_away(&mut self, why: &Failure) {
+        for (_, caller) in std::mem::take(&mut self.deferred).into_values().flatten() {
+            caller.fail(why.clone());
+        }
+    }
+
+    /// See [`Message::Confirm`].
+    async fn confirm(&mut self) -> Result<(), ActorProcessingErr> {
+        match self.kind.shared.journal.newest(&self.key).await {
+            Ok(newest) => self.know(newest, None).await,
+            // Not known is as good as wrong: it is then read again.
+            Err(ReadError::Unreadable(_)) if self.in_flight.is_some() => self.know(Position(Version::MAX), None).await,
+            Err(ReadError::Unreadable(_)) => {
+                self.loaded = false;
+                Ok(())
+            }
+            Err(damage) => Err(damage.into()),
+        }
+    }
+
+    /// See [`Message::Newest`].
+    async fn know(&mut self, newest: Position, tell: Option<Confirmed>) -> Result<(), ActorProcessingErr> {
+        if let Some(in_flight) = &mut self.in_flight {
+            in_flight.confirming.push((newest, tell));
+            return Ok(());
+        }
+        if newest > self.position {
+            self.start_afresh(&Failure::Moved).await?;
+        }
+        self.proven = self.loaded && newest <= self.position;
+        self.loaded = self.proven;
+        hear(tell, if self.proven { Ok(()) } else { Err(Failure::OutOfReach("the journal cannot be read".into())) });
+        Ok(())
+    }
+
+    /// See [`Message::Stored`]. A write that is under way will hear of it.
+    async fn on_stored(&mut self, version: Version) -> Result<(), ActorProcessingErr> {
+        if version <= self.version || self.in_flight.is_some() {
+            return Ok(());
+        }
+        tracing::debug!(entity = %self.key, version, "somebody else wrote; the entity is read again");
+        self.start_afresh(&Failure::Moved).await
     }
 
     /// A snapshot is due after so many records, and not before several times as much was written as the last one weighed:
@@ -577,6 +781,12 @@ impl<E: Entity> Resident<E> {
             return Ok(None);
         }
         self.snapshot_bytes().map(Some)
+    }
+
+    /// As of the newest batch that is durable, which ends with `version`.
+    fn put_snapshot(&self, version: Version, bytes: Vec<u8>) {
+        let snapshot = Snapshot { version, position: self.position, format: E::SNAPSHOT_FORMAT, bytes: bytes.into() };
+        self.kind.shared.snapshots.put(&self.key, &snapshot);
     }
 
     fn snapshot_bytes(&self) -> Result<Vec<u8>, serde_json::Error> {
@@ -603,7 +813,7 @@ impl<E: Entity> Resident<E> {
         let owed = E::owes(&self.state);
         self.attempts.retain(|id, _| owed.iter().any(|debt| debt.id == *id));
         for debt in owed {
-            let attempt = self.attempts.entry(debt.id).or_insert(Attempt { tries: 0, again_at: not_before });
+            let attempt = self.attempts.entry(debt.id).or_insert(Attempt { tries: 0, again_at: not_before, under_way: false });
             attempt.again_at = attempt.again_at.max(not_before);
         }
         self.schedule_from(not_before);
@@ -614,9 +824,10 @@ impl<E: Entity> Resident<E> {
         self.attempts.retain(|id, _| owed.iter().any(|debt| debt.id == *id));
         let now = self.kind.shared.clock.now();
         for debt in owed {
-            let attempt = self.attempts.entry(debt.id.clone()).or_insert(Attempt { tries: 0, again_at: now });
-            if attempt.again_at <= now {
+            let attempt = self.attempts.entry(debt.id.clone()).or_insert(Attempt { tries: 0, again_at: now, under_way: false });
+            if attempt.is_due(now) {
                 attempt.tries = attempt.tries.saturating_add(1);
+                attempt.under_way = true;
                 attempt.again_at = now.plus_ms(ATTEMPT.as_millis() as i64 + ATTEMPT_SLACK_MS);
                 self.post(debt, myself.clone());
             }
@@ -647,6 +858,7 @@ impl<E: Entity> Resident<E> {
         let now = self.kind.shared.clock.now();
         if let Some(attempt) = self.attempts.get_mut(debt) {
             attempt.again_at = now.plus_ms(backoff_ms(attempt.tries));
+            attempt.under_way = false;
             if let Err(failure) = &answer
                 && attempt.tries % 5 == 0
             {
@@ -711,19 +923,26 @@ impl<E: Entity> Resident<E> {
 
     // Leaving -------------------------------------------------------------------------------------------------------
 
+    /// Nobody waits here any more for what will happen elsewhere.
+    fn hand_over(&mut self) {
+        self.handing_over.get_or_insert_with(Instant::now);
+        self.send_deferred_away(&Failure::Moved);
+        self.watches.clear();
+    }
+
     fn leave_if_idle(&mut self, myself: &ActorRef<Message<E>>) {
-        let draining = self.kind.shared.is_draining();
-        let busy = self.pending.is_some()
-            || self.in_flight.is_some()
-            || !self.deferred.is_empty()
-            // What is still owed is in the journal's agenda, for the next start.
-            || (!self.attempts.is_empty() && !draining);
+        // What is still owed is in the journal's agenda, for whoever has the entity next.
+        let waits_for_answers = match self.handing_over {
+            Some(since) => since.elapsed() < LEAVE_WITHOUT_ANSWERS && self.attempts.values().any(|attempt| attempt.under_way),
+            None => !self.attempts.is_empty() && !self.kind.shared.is_draining(),
+        };
+        let busy = self.pending.is_some() || self.in_flight.is_some() || !self.deferred.is_empty() || waits_for_answers;
         if busy || !self.kind.leave(&self.id, myself.get_id()) {
             return;
         }
         if self.version - self.snapshot.version > REPLAYED_AS_FAST {
             match self.snapshot_bytes() {
-                Ok(bytes) => self.kind.shared.snapshots.put(&self.key, self.version, E::SNAPSHOT_FORMAT, &bytes),
+                Ok(bytes) => self.put_snapshot(self.version, bytes),
                 Err(error) => tracing::warn!(entity = %self.key, %error, "no snapshot was written"),
             }
         }
@@ -732,7 +951,16 @@ impl<E: Entity> Resident<E> {
             self.kind.shared.agenda.set(&self.key, due);
         }
         self.kind.shared.counters.passivations.add(1);
+        if self.handing_over.is_some() {
+            self.kind.shared.counters.handovers.add(1);
+        }
         myself.stop(None);
+    }
+}
+
+fn hear(tell: Option<Confirmed>, confirmed: Result<(), Failure>) {
+    if let Some(tell) = tell {
+        tell(confirmed);
     }
 }
 
@@ -751,7 +979,9 @@ fn answering<E: Entity>(caller: ReplyTo<E>, answer: Result<E::Reply, E::Rejectio
 impl From<AppendError> for Failure {
     fn from(error: AppendError) -> Self {
         match error {
-            AppendError::Conflict { .. } | AppendError::NotWritten(_) => Failure::NotWritten(error.to_string()),
+            // Somebody else has it now.
+            AppendError::Conflict { .. } => Failure::Moved,
+            AppendError::NotWritten(_) => Failure::NotWritten(error.to_string()),
             AppendError::Unknown(what) => Failure::Unknown(what),
         }
     }

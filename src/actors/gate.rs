@@ -2,10 +2,11 @@
 //! whoever would send must first pass here.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering};
 
 use super::ask::Failure;
 use crate::domain::Timestamp;
+use crate::persistence::Version;
 
 /// Messages between entities pass an entity's gate up to this multiple of the bound for outside callers, and do not
 /// count for the node: a purchase under way must never wait behind the commands that wait for it.
@@ -32,6 +33,8 @@ pub struct Gate {
     last_used_ms: AtomicI64,
     /// Said by the entity: nothing more is to be expected of it.
     at_rest: AtomicBool,
+    /// What the entity knows to be in the journal, or on its way there.
+    version: AtomicU64,
     node: Arc<NodeGate>,
 }
 
@@ -55,6 +58,7 @@ impl Gate {
             waiting: AtomicUsize::new(0),
             last_used_ms: AtomicI64::new(now.as_millis()),
             at_rest: AtomicBool::new(false),
+            version: AtomicU64::new(0),
             node,
         })
     }
@@ -63,7 +67,7 @@ impl Gate {
     pub fn admit(self: &Arc<Self>, bounds: Bounds, now: Timestamp) -> Result<Permit, Failure> {
         if self.node.waiting.fetch_add(1, Ordering::Relaxed) >= bounds.per_node {
             self.node.waiting.fetch_sub(1, Ordering::Relaxed);
-            return Err(Failure::Overloaded("too many commands wait on this node"));
+            return Err(Failure::Overloaded("too many commands wait on this node".into()));
         }
         let permit = Permit { gate: self.clone(), counts_for_node: true };
         self.enter(bounds.per_entity, now, permit)
@@ -79,7 +83,7 @@ impl Gate {
     fn enter(&self, bound: usize, now: Timestamp, permit: Permit) -> Result<Permit, Failure> {
         self.last_used_ms.store(now.as_millis(), Ordering::Relaxed);
         if self.waiting.fetch_add(1, Ordering::AcqRel) >= bound {
-            return Err(Failure::Overloaded("too many commands wait for this entity"));
+            return Err(Failure::Overloaded("too many commands wait for this entity".into()));
         }
         Ok(permit)
     }
@@ -90,6 +94,14 @@ impl Gate {
 
     pub fn set_at_rest(&self, at_rest: bool) {
         self.at_rest.store(at_rest, Ordering::Relaxed);
+    }
+
+    pub fn version(&self) -> Version {
+        self.version.load(Ordering::Relaxed)
+    }
+
+    pub fn set_version(&self, version: Version) {
+        self.version.store(version, Ordering::Relaxed);
     }
 
     /// Whether nobody waits and it was not used for `idle_ms`, or for `REST_MS` when it is at rest.

@@ -205,12 +205,25 @@ mod tests {
 
     impl Journal for Quiet {
         fn append(&self, _: Append, _: Done) {}
-        fn read<'a>(&'a self, _: &'a EntityKey, _: Version, _: usize) -> BoxFuture<'a, Result<Vec<Batch>, ReadError>> {
+        fn read<'a>(
+            &'a self,
+            _: &'a EntityKey,
+            _: Version,
+            _: Position,
+            _: usize,
+        ) -> BoxFuture<'a, Result<Vec<Batch>, ReadError>> {
             Box::pin(async { Ok(Vec::new()) })
+        }
+        fn newest<'a>(&'a self, _: &'a EntityKey) -> BoxFuture<'a, Result<Position, ReadError>> {
+            Box::pin(async { Ok(Position(0)) })
         }
         fn follow(&self, _: Position) -> BoxStream<'static, Result<Committed, ReadError>> {
             stream::pending().boxed()
         }
+        fn end(&self) -> BoxFuture<'_, Result<Position, ReadError>> {
+            Box::pin(std::future::ready(Ok(self.highest())))
+        }
+
         fn highest(&self) -> Position {
             Position(0)
         }

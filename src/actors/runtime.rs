@@ -3,27 +3,36 @@
 use std::any::TypeId;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
 
+use futures_util::StreamExt;
 use ractor::{Actor, ActorCell};
 use schemars::JsonSchema;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
+use tokio::runtime::Handle;
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 
 use super::agenda::Agenda;
 use super::ask::{ASK_TIMEOUT, AskError, Caller, Failure};
-use super::clock::Clock;
+use super::clock::{Clock, Source};
 use super::conversation::{Letter, OutsidePort, Port};
+use super::courier::{self, About, Asks, Question, Told};
+use super::durations::{Counted, Durations};
 use super::entity_actor::Watch;
 use super::gate::{Bounds, NodeGate};
 use super::kind::{AnyKind, Kind, KindHandle, Origin};
+use super::placement::{MemberSeen, Owner, Placement, Standing};
 use super::reply::Outcome;
 use super::supervisor::{KindSupervisor, Root};
-use crate::domain::{Entity, EveryKind, Outside, Timestamp};
+use crate::domain::{Entity, EveryKind, Outside, SagaEnding, Timestamp};
 use crate::integrations::Integration;
-use crate::persistence::{EntityKey, Journal, Position, ReadError, Snapshots, Version, Wake};
+use crate::persistence::{Committed, EntityKey, Journal, Position, ReadError, Snapshots, Version, Wake};
+
+/// How long other members are waited for when an operator asks about all of them.
+const MEMBERS_WAIT: Duration = Duration::from_secs(2);
 
 /// How the runtime behaves.
 #[derive(Debug, Clone, Copy)]
@@ -37,6 +46,7 @@ pub struct Config {
     pub snapshot_every: u64,
     /// Entities woken each second at most, so that a start with many debts does not starve the shop.
     pub wakes_per_second: usize,
+    pub clock: Source,
 }
 
 impl Default for Config {
@@ -47,6 +57,7 @@ impl Default for Config {
             residents_max: 100_000,
             snapshot_every: 100,
             wakes_per_second: 20_000,
+            clock: Source::System,
         }
     }
 }
@@ -60,20 +71,51 @@ pub struct Shared {
     pub agenda: Agenda,
     pub node: Arc<NodeGate>,
     pub counters: Counters,
-    kinds: OnceLock<HashMap<&'static str, Arc<dyn AnyKind>>>,
+    /// Empty on a node that is alone: everything lives here.
+    placement: OnceLock<Arc<dyn Placement>>,
+    /// Where tasks are started, from whatever thread.
+    pub on_tasks: Handle,
+    kinds: OnceLock<BTreeMap<&'static str, Arc<dyn AnyKind>>>,
     outside: OnceLock<HashMap<&'static str, Arc<dyn Port>>>,
     draining: AtomicBool,
+    live_sessions: OnceLock<Box<dyn Fn() -> usize + Send + Sync>>,
 }
 
 /// What happened since the start; read by the metrics.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Counters {
     pub activations: Counter,
     pub passivations: Counter,
+    /// Those that left because another member has them now.
+    pub handovers: Counter,
     pub deaths: Counter,
     pub writes: Counter,
     pub failed_writes: Counter,
+    /// Those that failed because somebody else had written first.
+    pub conflicts: Counter,
     pub snapshots: Counter,
+    /// From handing a batch to the journal until it is durable.
+    pub appends: Arc<Durations>,
+}
+
+/// Upper bounds in microseconds: from a local disk's flush to a stream that elects a new leader.
+const APPEND_US: [u64; 14] =
+    [250, 500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 500_000, 1_000_000, 2_500_000, 10_000_000];
+
+impl Default for Counters {
+    fn default() -> Self {
+        Counters {
+            activations: Counter::default(),
+            passivations: Counter::default(),
+            handovers: Counter::default(),
+            deaths: Counter::default(),
+            writes: Counter::default(),
+            failed_writes: Counter::default(),
+            conflicts: Counter::default(),
+            snapshots: Counter::default(),
+            appends: Arc::new(Durations::new(&APPEND_US)),
+        }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -94,6 +136,15 @@ impl Shared {
         self.draining.load(Ordering::Acquire)
     }
 
+    pub fn placement(&self) -> Option<&Arc<dyn Placement>> {
+        self.placement.get()
+    }
+
+    /// Whether this node has that entity, as far as it knows.
+    pub fn is_here(&self, entity: &EntityKey) -> bool {
+        self.placement().is_none_or(|placement| placement.owner(entity) == Owner::Here)
+    }
+
     pub fn post_to_entity(&self, kind: &str, id: &str, letter: Letter) {
         match self.kinds.get().and_then(|kinds| kinds.get(kind)) {
             Some(kind) => kind.post(id, letter),
@@ -109,7 +160,7 @@ impl Shared {
     }
 
     fn kinds(&self) -> impl Iterator<Item = &Arc<dyn AnyKind>> {
-        self.kinds.get().into_iter().flat_map(HashMap::values)
+        self.kinds.get().into_iter().flat_map(BTreeMap::values)
     }
 
     fn wake(&self, entity: &EntityKey) {
@@ -129,7 +180,7 @@ pub enum StartError {
 }
 
 /// An entity that failed too often.
-#[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct SetAside {
     pub kind: String,
     pub id: String,
@@ -138,14 +189,15 @@ pub struct SetAside {
 }
 
 /// Who lives on this node.
-#[derive(Debug, Clone, Default, Serialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Census {
-    pub residents: BTreeMap<&'static str, usize>,
+    pub residents: BTreeMap<String, usize>,
     pub set_aside: Vec<SetAside>,
     /// Commands that wait for an answer.
     pub waiting: usize,
     /// Entities with a timer or a debt.
     pub agenda: usize,
+    pub live_sessions: usize,
 }
 
 /// Collects the kinds before the start.
@@ -164,20 +216,30 @@ struct Starting {
 }
 
 impl Builder {
+    /// Call it within a tokio runtime.
     pub fn new(journal: Arc<dyn Journal>, snapshots: Arc<Snapshots>, config: Config) -> Self {
         let shared = Shared {
             journal,
             snapshots,
             config,
-            clock: Clock::default(),
+            clock: Clock::new(config.clock),
             agenda: Agenda::default(),
             node: Arc::default(),
             counters: Counters::default(),
+            placement: OnceLock::new(),
+            on_tasks: Handle::current(),
             kinds: OnceLock::new(),
             outside: OnceLock::new(),
             draining: AtomicBool::new(false),
+            live_sessions: OnceLock::new(),
         };
         Builder { shared: Arc::new(shared), kinds: Vec::new(), by_type: HashMap::new(), outside: HashMap::new() }
+    }
+
+    /// The node is one of several.
+    pub fn among(self, placement: Arc<dyn Placement>) -> Self {
+        let _ = self.shared.placement.set(placement);
+        self
     }
 
     /// Registers who carries requests to something outside.
@@ -197,11 +259,21 @@ impl Builder {
         }
         let _ = shared.kinds.set(names);
         let _ = shared.outside.set(outside);
-        let woken = read_agenda(&shared).await?;
+        let woken = match read_agenda(&shared).await {
+            // Nothing is this node's yet, and it is read again whenever that changes.
+            Err(ReadError::Unreadable(why)) if shared.placement().is_some() => {
+                tracing::warn!(why, "the agenda cannot be read yet");
+                0
+            }
+            read => read?,
+        };
         if woken > 0 {
             tracing::info!(entities = woken, "entities have timers or debts from before this start");
         }
-        let tasks = vec![tokio::spawn(keep_time(shared.clone())), tokio::spawn(sweep(shared.clone()))];
+        let mut tasks = vec![tokio::spawn(keep_time(shared.clone())), tokio::spawn(sweep(shared.clone()))];
+        if shared.placement().is_some() {
+            tasks.push(tokio::spawn(heed_others(shared.clone())));
+        }
         Ok(Runtime(Arc::new(Inner { shared, by_type, root: root.get_cell(), fatal: fatal_heard, tasks })))
     }
 }
@@ -268,17 +340,36 @@ impl Runtime {
         look: impl FnOnce(&E::State, Version) -> T + Send + 'static,
     ) -> Result<T, Failure> {
         let kind = self.kind::<E>()?;
-        let (tell, heard) = oneshot::channel();
-        kind.look(id, move |state| {
-            let seen = state.map(|(state, version)| look(state, version));
-            Box::new(move |durable| {
-                let _ = tell.send(durable.and(seen));
-            })
-        })?;
-        match tokio::time::timeout(ASK_TIMEOUT, heard).await {
-            Ok(Ok(seen)) => seen,
-            Ok(Err(_)) => Err(Failure::Died),
-            Err(_) => Err(Failure::TimedOut),
+        let Some(placement) = self.0.shared.placement() else {
+            return view_here(&kind, id, look).await;
+        };
+        let until = Instant::now() + ASK_TIMEOUT;
+        let key = EntityKey::new(E::KIND, id);
+        let mut looks = Looks::default();
+        loop {
+            let left = until.saturating_duration_since(Instant::now());
+            let failure = match placement.owner(&key) {
+                Owner::Here => match kind.confirm(&**placement, id, left).await {
+                    Ok(lease) => {
+                        let seen = view_here(&kind, id, look).await?;
+                        return if lease.is_valid() {
+                            Ok(seen)
+                        } else {
+                            Err(Failure::OutOfReach("this node was cut off".into()))
+                        };
+                    }
+                    Err(failure) => failure,
+                },
+                Owner::Member(member) => match state_there::<E>(&**placement, &member, id, None, left, looks).await {
+                    Ok((state, version, _)) => return Ok(look(&state, version)),
+                    Err(failure) => failure,
+                },
+                Owner::Unknown => Failure::OutOfReach("nobody knows who has it".into()),
+            };
+            if placement.standing() == Standing::OutOfTouch {
+                return Err(failure);
+            }
+            look_again(failure, until, &mut looks).await?;
         }
     }
 
@@ -288,28 +379,71 @@ impl Runtime {
         &self,
         id: &str,
         timeout: Duration,
-        mut look: impl FnMut(&E::State, Version) -> Option<T> + Send + 'static,
+        look: impl FnMut(&E::State, Version) -> Option<T> + Send + 'static,
     ) -> Result<(T, Position), Failure> {
         let kind = self.kind::<E>()?;
-        let (tell, heard) = oneshot::channel();
-        let mut tell = Some(tell);
-        let watch: Watch<E> = Box::new(move |state, version| {
-            if tell.as_ref().is_none_or(oneshot::Sender::is_closed) {
-                return Some(Box::new(|_| ()));
-            }
-            let seen = look(state, version)?;
-            let tell = tell.take()?;
-            Some(Box::new(move |durable| {
-                let _ = tell.send(durable.map(|position| (seen, position)));
-            }))
-        });
-        // Held here and not with the watch: what is never seen must not keep the entity, nor a place among those that wait.
-        let _permit = kind.watch(id, Instant::now() + timeout, watch)?;
-        match tokio::time::timeout(timeout, heard).await {
-            Ok(Ok(seen)) => seen,
-            Ok(Err(_)) => Err(Failure::Died),
-            Err(_) => Err(Failure::TimedOut),
+        let until = Instant::now() + timeout;
+        // Shared, because the entity may move while it is watched.
+        let look = Arc::new(Mutex::new(look));
+        let Some(placement) = self.0.shared.placement() else {
+            return watch_here(&kind, id, until, &look).await;
+        };
+        let key = EntityKey::new(E::KIND, id);
+        let (mut looks, mut beyond) = (Looks::default(), None);
+        loop {
+            let left = until.saturating_duration_since(Instant::now());
+            let failure = match placement.owner(&key) {
+                Owner::Here => match watch_here(&kind, id, until, &look).await {
+                    Err(failure @ (Failure::Died | Failure::Moved)) => failure,
+                    seen => return seen,
+                },
+                Owner::Member(member) => match state_there::<E>(&**placement, &member, id, beyond, left, looks).await {
+                    Ok((state, version, position)) => {
+                        let seen = look.lock().unwrap_or_else(PoisonError::into_inner)(&state, version);
+                        if let Some(seen) = seen {
+                            return Ok((seen, position));
+                        }
+                        beyond = Some(version);
+                        continue;
+                    }
+                    Err(failure) => failure,
+                },
+                Owner::Unknown => Failure::OutOfReach("nobody knows who has it".into()),
+            };
+            look_again(failure, until, &mut looks).await?;
         }
+    }
+
+    /// Answers another node.
+    pub async fn serve(&self, question: &[u8]) -> Vec<u8> {
+        let told = match serde_json::from_slice::<Question>(question) {
+            Ok(Question::Census) => Told::Census(self.census()),
+            Ok(Question::Release { kind, id }) => Told::Released(self.release_here(&kind, &id)),
+            Ok(Question::About(question)) => match self.0.shared.kinds.get().and_then(|kinds| kinds.get(&*question.kind)) {
+                Some(kind) => kind.serve(question).await,
+                None => Told::Failed(Failure::NotWritten(format!("no such kind: {}", question.kind))),
+            },
+            Err(error) => Told::Failed(Failure::NotWritten(format!("the question cannot be understood: {error}"))),
+        };
+        serde_json::to_vec(&told).unwrap_or_default()
+    }
+
+    /// To be called whenever it changed who has what: what belongs elsewhere is asked to leave, and what is owed or due of
+    /// all that belongs here now is taken up. Returns how many still have to leave.
+    pub async fn placement_changed(&self) -> Result<usize, ReadError> {
+        let leaving = self.hand_over();
+        read_agenda(&self.0.shared).await?;
+        Ok(leaving)
+    }
+
+    /// Whether this node does its part; always so when it is alone.
+    pub fn standing(&self) -> Standing {
+        self.0.shared.placement().map_or(Standing::InPlace, |placement| placement.standing())
+    }
+
+    /// Asks what belongs elsewhere to leave; how many there still are.
+    pub fn hand_over(&self) -> usize {
+        self.0.shared.kinds().map(|kind| kind.hand_over()).sum()
     }
 
     fn kind<E: Entity>(&self) -> Result<Arc<Kind<E>>, Failure> {
@@ -339,25 +473,74 @@ impl Runtime {
     pub fn census(&self) -> Census {
         let shared = &self.0.shared;
         Census {
-            residents: shared.kinds().map(|kind| (kind.name(), kind.residents())).collect(),
+            residents: shared.kinds().map(|kind| (kind.name().to_owned(), kind.residents())).collect(),
             set_aside: shared.kinds().flat_map(|kind| kind.set_aside()).collect(),
             waiting: shared.node.waiting(),
             agenda: shared.agenda.len(),
+            live_sessions: shared.live_sessions.get().map_or(0, |count| count()),
         }
     }
 
-    /// Takes an entity back that was set aside; false when it was not.
-    pub fn release(&self, kind: &str, id: &str) -> bool {
+    /// How live sessions are counted, which are none of the runtime's.
+    pub fn count_live_sessions_by(&self, count: impl Fn() -> usize + Send + Sync + 'static) {
+        let _ = self.0.shared.live_sessions.set(Box::new(count));
+    }
+
+    /// All members with what lives on each, as far as they can be reached. `None` on a node that is alone.
+    pub async fn members(&self) -> Option<Vec<(MemberSeen, Option<Census>)>> {
+        let placement = self.0.shared.placement()?;
+        let ask = |member: MemberSeen| async move {
+            let census = match member.is_self {
+                true => Some(self.census()),
+                false => match courier::ask(&**placement, &member.name, &Question::Census, MEMBERS_WAIT).await {
+                    Ok(Told::Census(census)) => Some(census),
+                    _ => None,
+                },
+            };
+            (member, census)
+        };
+        Some(futures_util::future::join_all(placement.members().into_iter().map(ask)).await)
+    }
+
+    /// Takes an entity back that was set aside, on whichever node; false when it was not.
+    pub async fn release(&self, kind: &str, id: &str) -> bool {
+        if self.release_here(kind, id) {
+            return true;
+        }
+        let Some(placement) = self.0.shared.placement() else { return false };
+        let ask = |member: MemberSeen| async move {
+            let question = Question::Release { kind: kind.to_owned(), id: id.to_owned() };
+            matches!(courier::ask(&**placement, &member.name, &question, MEMBERS_WAIT).await, Ok(Told::Released(true)))
+        };
+        let others = placement.members().into_iter().filter(|member| !member.is_self);
+        futures_util::future::join_all(others.map(ask)).await.contains(&true)
+    }
+
+    /// The most commands that wait for one entity, by kind.
+    pub fn deepest(&self) -> impl Iterator<Item = (&'static str, usize)> {
+        self.0.shared.kinds().map(|kind| (kind.name(), kind.deepest()))
+    }
+
+    /// How long sagas took, by kind; nothing of kinds that led none.
+    pub fn sagas(&self) -> impl Iterator<Item = (&'static str, SagaEnding, Counted)> {
+        self.0.shared.kinds().flat_map(|kind| {
+            let counted = kind.sagas().into_iter().filter(|(_, counted)| counted.count > 0);
+            counted.map(|(ending, counted)| (kind.name(), ending, counted))
+        })
+    }
+
+    fn release_here(&self, kind: &str, id: &str) -> bool {
         self.0.shared.kinds.get().and_then(|kinds| kinds.get(kind)).is_some_and(|kind| kind.release(id))
     }
 
     /// Resolves when the node can no longer keep its word and must end.
     pub async fn fatal(&self) -> String {
         let mut fatal = self.0.fatal.clone();
-        match fatal.wait_for(Option::is_some).await {
-            Ok(reason) => reason.clone().unwrap_or_default(),
+        let heard = fatal.wait_for(Option::is_some).await.ok().and_then(|reason| reason.clone());
+        match heard {
+            Some(reason) => reason,
             // The root supervisor is gone because the runtime is: nothing more will fail.
-            Err(_) => std::future::pending().await,
+            None => std::future::pending().await,
         }
     }
 
@@ -383,6 +566,100 @@ impl Runtime {
     }
 }
 
+/// Shows the state of an entity of this node.
+async fn view_here<E: Entity, T: Send + 'static>(
+    kind: &Arc<Kind<E>>,
+    id: &str,
+    look: impl FnOnce(&E::State, Version) -> T + Send + 'static,
+) -> Result<T, Failure> {
+    let (tell, heard) = oneshot::channel();
+    kind.look(id, move |state| {
+        let seen = state.map(|(state, version)| look(state, version));
+        Box::new(move |durable| {
+            let _ = tell.send(durable.and(seen));
+        })
+    })?;
+    match tokio::time::timeout(ASK_TIMEOUT, heard).await {
+        Ok(Ok(seen)) => seen,
+        Ok(Err(_)) => Err(Failure::Died),
+        Err(_) => Err(Failure::TimedOut),
+    }
+}
+
+/// Shows each state of an entity of this node until one has what is looked for.
+async fn watch_here<E: Entity, T: Send + 'static>(
+    kind: &Arc<Kind<E>>,
+    id: &str,
+    until: Instant,
+    look: &Arc<Mutex<impl FnMut(&E::State, Version) -> Option<T> + Send + 'static>>,
+) -> Result<(T, Position), Failure> {
+    let (tell, heard) = oneshot::channel();
+    let (mut tell, look) = (Some(tell), look.clone());
+    let watch: Watch<E> = Box::new(move |state, version| {
+        if tell.as_ref().is_none_or(oneshot::Sender::is_closed) {
+            return Some(Box::new(|_| ()));
+        }
+        let seen = look.lock().unwrap_or_else(PoisonError::into_inner)(state, version)?;
+        let tell = tell.take()?;
+        Some(Box::new(move |durable| {
+            let _ = tell.send(durable.map(|position| (seen, position)));
+        }))
+    });
+    let _permit = kind.watch(id, until, watch)?;
+    match tokio::time::timeout_at(until, heard).await {
+        Ok(Ok(seen)) => seen,
+        Ok(Err(_)) => Err(Failure::Died),
+        Err(_) => Err(Failure::TimedOut),
+    }
+}
+
+/// The state of an entity of another node, once its version is beyond this one.
+async fn state_there<E: Entity>(
+    placement: &dyn Placement,
+    member: &str,
+    id: &str,
+    beyond: Option<Version>,
+    wait: Duration,
+    looks: Looks,
+) -> Result<(E::State, Version, Position), Failure> {
+    let wait_ms = wait.as_millis() as u64;
+    let question = Question::About(About { kind: E::KIND.to_owned(), id: id.to_owned(), wait_ms, asks: Asks::State { beyond } });
+    match courier::ask(placement, member, &question, wait.min(courier::patience(looks.unanswered))).await? {
+        Told::State { state, version, position } => match serde_json::from_str(state.get()) {
+            Ok(state) => Ok((state, version, position)),
+            Err(error) => Err(Failure::OutOfReach(format!("the answer of {member} cannot be understood: {error}").into())),
+        },
+        Told::Elsewhere => Err(Failure::Moved),
+        Told::Failed(failure) => Err(failure),
+        Told::Answered { .. } | Told::Rejected(_) | Told::Census(_) | Told::Released(_) => {
+            Err(Failure::OutOfReach(format!("{member} answered another question").into()))
+        }
+    }
+}
+
+/// How often was looked in vain.
+#[derive(Clone, Copy, Default)]
+struct Looks {
+    all: u32,
+    unanswered: u32,
+}
+
+/// Waits a moment if another look may help, and fails if not.
+async fn look_again(failure: Failure, until: Instant, looks: &mut Looks) -> Result<(), Failure> {
+    let left = until.saturating_duration_since(Instant::now());
+    let may_help = matches!(
+        failure,
+        Failure::Moved | Failure::OutOfReach(_) | Failure::Unknown(_) | Failure::Draining | Failure::Died | Failure::Restarting
+    );
+    if !may_help || left.is_zero() {
+        return Err(failure);
+    }
+    tokio::time::sleep(courier::pause(looks.all).min(left)).await;
+    looks.all += 1;
+    looks.unanswered += u32::from(matches!(failure, Failure::Unknown(_)));
+    Ok(())
+}
+
 /// Fills the agenda from the journal.
 async fn read_agenda(shared: &Arc<Shared>) -> Result<usize, ReadError> {
     const PAGE: usize = 10_000;
@@ -390,6 +667,9 @@ async fn read_agenda(shared: &Arc<Shared>) -> Result<usize, ReadError> {
     loop {
         let page = shared.journal.agenda(after.as_ref(), PAGE).await?;
         for (entity, wake) in &page {
+            if !shared.is_here(entity) {
+                continue;
+            }
             match wake {
                 Wake::Now => shared.agenda.set(entity, now),
                 Wake::At(at) => shared.agenda.set(entity, *at),
@@ -404,12 +684,25 @@ async fn read_agenda(shared: &Arc<Shared>) -> Result<usize, ReadError> {
     }
 }
 
+/// A clock that is corrected by so little was not set back.
+const CLOCK_JITTER_MS: i64 = 1_000;
+
 /// Wakes entities when their time comes, at a bounded rate.
 async fn keep_time(shared: Arc<Shared>) {
     const ROUNDS_PER_SECOND: usize = 50;
     let at_once = (shared.config.wakes_per_second / ROUNDS_PER_SECOND).max(1);
+    let mut before = shared.clock.now();
     // A draining node leaves what is due to its next start.
     while !shared.is_draining() {
+        let now = shared.clock.now();
+        if now.plus_ms(CLOCK_JITTER_MS) < before {
+            tracing::warn!(by_ms = before.since_ms(now), "the clock was set back");
+            // Debts that wait to be tried again would wait for the time that was.
+            if let Err(error) = read_agenda(&shared).await {
+                tracing::warn!(%error, "who owes something cannot be read");
+            }
+        }
+        before = now;
         let due = shared.agenda.take_due(shared.clock.now(), at_once);
         due.iter().for_each(|entity| shared.wake(entity));
         let pause = if due.len() == at_once {
@@ -419,9 +712,25 @@ async fn keep_time(shared: Arc<Shared>) {
             Duration::from_millis(wait_ms.unsigned_abs())
         };
         tokio::select! {
+            biased;
             () = tokio::time::sleep(pause) => {}
             () = shared.agenda.earlier(), if due.len() < at_once => {}
             () = shared.clock.moved() => {}
+        }
+    }
+}
+
+/// Tells residents what somebody else wrote to them: a former owner whose last write was still on its way.
+async fn heed_others(shared: Arc<Shared>) {
+    let mut follower = shared.journal.follow(shared.journal.highest());
+    while let Some(committed) = follower.next().await {
+        match committed {
+            Ok(Committed { entity, batch }) => {
+                if let Some(kind) = shared.kinds.get().and_then(|kinds| kinds.get(entity.kind())) {
+                    kind.stored(entity.id(), batch.last());
+                }
+            }
+            Err(error) => return tracing::error!(%error, "what others write is not heard any more"),
         }
     }
 }
@@ -434,7 +743,11 @@ async fn sweep(shared: Arc<Shared>) {
         tokio::time::sleep(pause).await;
         let residents = shared.kinds().map(|kind| kind.residents()).sum();
         let idle_ms = idle_span_ms(idle_ms, residents, residents_max);
-        shared.kinds().for_each(|kind| kind.sweep(idle_ms));
+        for kind in shared.kinds() {
+            kind.sweep(idle_ms);
+            // Whoever came to life here by a look at an older picture of the cluster.
+            kind.hand_over();
+        }
     }
 }
 

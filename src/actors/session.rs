@@ -44,7 +44,7 @@ use super::Runtime;
 use super::credential::{Account, Credential, Gate, NotRecognised};
 use super::live::{Live, Pushed, Watch, Watcher, frames};
 use super::topic::Topic;
-use crate::persistence::{EntityKey, Version};
+use crate::persistence::{EntityKey, Position, Version};
 
 /// Events that may wait for one slow browser.
 const OUTBOX_MAX: usize = 64;
@@ -136,6 +136,12 @@ impl Sessions {
             sessions: DashMap::new(),
             draining: AtomicBool::new(false),
         })))
+    }
+
+    /// Counts the open sessions, for whoever must not keep them alive.
+    pub fn counter(&self) -> impl Fn() -> usize + Send + Sync + 'static {
+        let house = Arc::downgrade(&self.0);
+        move || house.upgrade().map_or(0, |house| house.open.load(Ordering::Relaxed))
     }
 
     /// How many sessions are open.
@@ -487,7 +493,7 @@ impl Session {
         let house = self.house.clone();
         let entity = key.clone();
         let page = self.on_node(async move {
-            let reading = house.runtime.journal().read(&entity, seq + 1, PAGE);
+            let reading = house.runtime.journal().read(&entity, seq + 1, Position::default(), PAGE);
             let batches = match tokio::time::timeout(READ_TIMEOUT, reading).await {
                 Ok(Ok(batches)) => batches,
                 Ok(Err(error)) => {

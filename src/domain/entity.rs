@@ -22,7 +22,7 @@ pub trait Entity: Sized + Send + Sync + 'static {
     const HIDDEN: &'static [&'static str] = &[];
 
     type State: Default + Serialize + DeserializeOwned + Send + Sync + 'static;
-    type Command: Serialize + DeserializeOwned + Send + 'static;
+    type Command: Clone + Serialize + DeserializeOwned + Send + Sync + 'static;
     /// Adjacently tagged by serde as `type` (dotted, lower case) and `data`, which become the CloudEvents attributes.
     type Event: Serialize + DeserializeOwned + Send + 'static;
     type Reply: Serialize + DeserializeOwned + Clone + Send + 'static;
@@ -53,6 +53,27 @@ pub trait Entity: Sized + Send + Sync + 'static {
     fn is_at_rest(_state: &Self::State) -> bool {
         false
     }
+
+    /// The saga that this entity leads, for whoever measures; `None` where it leads none.
+    fn saga(_state: &Self::State) -> Option<Saga> {
+        None
+    }
+}
+
+/// How far a saga has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Saga {
+    pub begun: Timestamp,
+    /// `None` while it is under way.
+    pub ending: Option<SagaEnding>,
+}
+
+/// A saga ends in one of these ways and in no other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SagaEnding {
+    Completed,
+    /// All that was done is undone.
+    Compensated,
 }
 
 /// What `decide` may know besides the state and the command.
@@ -106,6 +127,11 @@ pub enum Reply<R> {
 impl<E: Entity> Decision<E> {
     pub fn now(events: Vec<E::Event>, reply: E::Reply) -> Self {
         Decision { events, reply: Reply::Now(reply), settled: Vec::new() }
+    }
+
+    /// Whether anything of it must be durable before it is answered.
+    pub fn is_to_be_written(&self) -> bool {
+        !self.events.is_empty() || !self.settled.is_empty()
     }
 
     pub fn later(events: Vec<E::Event>) -> Self {

@@ -26,7 +26,7 @@ pub mod user;
 
 pub use cart::Cart;
 pub use email::Email;
-pub use entity::{CommandId, Context, Debt, Decision, Entity, Outside, Recipient, Reply};
+pub use entity::{CommandId, Context, Debt, Decision, Entity, Outside, Recipient, Reply, Saga, SagaEnding};
 pub use inventory::Inventory;
 pub use money::{Currency, Money};
 pub use order::Order;

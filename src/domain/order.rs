@@ -9,8 +9,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    CommandId, Context, Debt, Decision, Entity, Inventory, Money, Payment, Timestamp, inventory, payment, payment::Method,
-    time::MINUTE_MS, turn,
+    CommandId, Context, Debt, Decision, Entity, Inventory, Money, Payment, Saga, SagaEnding, Timestamp, inventory, payment,
+    payment::Method, time::MINUTE_MS, turn,
 };
 
 type Turn = turn::Turn<Order>;
@@ -403,6 +403,19 @@ impl Entity for Order {
 
     fn is_at_rest(state: &State) -> bool {
         state.is_concluded() && Self::owes(state).is_empty()
+    }
+
+    /// The purchase. What happens to an order that was paid is no part of it.
+    fn saga(state: &State) -> Option<Saga> {
+        let was_paid = || state.stock.iter().any(|stock| matches!(stock, Stock::OwingRestock | Stock::Restocked));
+        let ending = match state.status {
+            Status::Absent | Status::Refunded => return None,
+            Status::Cancelled if was_paid() => return None,
+            Status::Pending | Status::Reserved => None,
+            Status::Paid | Status::Shipped => Some(SagaEnding::Completed),
+            Status::Cancelled | Status::PaymentFailed => Self::owes(state).is_empty().then_some(SagaEnding::Compensated),
+        };
+        Some(Saga { begun: state.placed_at, ending })
     }
 
     fn owes(state: &State) -> Vec<Debt<Self>> {

@@ -275,6 +275,31 @@ fn an_order_that_is_not_paid_in_time_cancels_itself() {
 }
 
 #[test]
+fn a_purchase_is_a_saga_that_ends_once_and_what_follows_is_no_part_of_it() {
+    let heard = |heard: fn(String) -> Command| heard_each(heard);
+    let ends = |order: &Given<Order>| Order::saga(&order.state).map(|saga| saga.ending);
+    assert_eq!(ends(&given([])), None);
+    for under_way in [pending(), reserved(), authorized(), committed(), reserved().after([cancel()])] {
+        assert_eq!(Order::saga(&under_way.state), Some(Saga { begun: at(0), ending: None }));
+    }
+    for completed in [paid(), paid().after([ship()])] {
+        assert_eq!(ends(&completed), Some(Some(SagaEnding::Completed)));
+    }
+    let released = heard(|sku| Command::HeardReleased { sku });
+    let cancelled = pending().after([cancel()]).after(released.clone());
+    let declined = reserved().after([Command::HeardDeclined { reason: "no".to_owned() }]).after(released);
+    let restocked = heard(|sku| Command::HeardRestocked { sku });
+    let uncaptured = committed().after([Command::HeardCaptureFailed { reason: "no".to_owned() }]);
+    assert_eq!(ends(&uncaptured), Some(None));
+    for compensated in [cancelled, declined, uncaptured.after(restocked.clone())] {
+        assert_eq!(ends(&compensated), Some(Some(SagaEnding::Compensated)));
+    }
+    let refunding = paid().after([cancel()]);
+    assert_eq!(ends(&refunding), None);
+    assert_eq!(ends(&refunding.after([Command::HeardRefunded]).after(restocked)), None);
+}
+
+#[test]
 fn an_answer_that_comes_twice_is_noted() {
     let order = paid();
     let heard: [fn(String) -> Command; 5] = [

@@ -262,10 +262,14 @@ pub async fn checkout(door: Arc<Door>, request: Request) -> Result<Answer, Probl
             orders::concluded(&door, outcome, None, answered.position).await
         }
         Some(Err(error)) => Err(error.into()),
-        None if is_checking_out(&door, id, &order).await? => orders::accepted(&door, &order, None).await,
-        // The order may have come to its end in this very moment; if it does not exist, nothing is known.
-        None if orders::exists(&door, &order).await? => orders::accepted(&door, &order, None).await,
-        None => Err(Problem::outcome_unknown()),
+        None => {
+            // Whoever is told of an order must find it, though the node that is to have it is just lost.
+            let waits = is_checking_out(&door, id, &order).await?;
+            match orders::exists(&door, &order).await? || (waits && orders::appears(&door, &order).await?) {
+                true => orders::accepted(&door, &order, None).await,
+                false => Err(Problem::outcome_unknown()),
+            }
+        }
     }
 }
 

@@ -12,14 +12,17 @@ use super::answer::Answer;
 use super::problem::Problem;
 use super::request::Request;
 use crate::actors::Failure;
+use crate::actors::placement::MemberSeen;
 use crate::actors::runtime::SetAside;
+use crate::cluster::PARTITIONS;
 use crate::persistence::{self, inspect::InspectError};
 
 #[derive(Serialize, JsonSchema)]
-pub(super) struct Cluster<'a> {
-    members: Vec<Member<'a>>,
-    /// Entities in memory, by kind.
-    residents: BTreeMap<&'static str, usize>,
+pub(super) struct Cluster {
+    /// By name.
+    members: Vec<Member>,
+    /// Entities in memory, by kind, on all members that can be reached.
+    residents: BTreeMap<String, usize>,
     set_aside: Vec<SetAside>,
     /// Commands that wait for an answer.
     waiting: usize,
@@ -29,29 +32,66 @@ pub(super) struct Cluster<'a> {
 }
 
 #[derive(Serialize, JsonSchema)]
-pub(super) struct Member<'a> {
-    name: &'a str,
+pub(super) struct Member {
+    name: String,
+    /// Whether this is the node that answers.
     #[serde(rename = "self")]
     is_self: bool,
+    /// `joining`, `active`, `draining` or `left`.
+    state: String,
+    /// Where its door is, as it says itself.
+    http: String,
+    /// Of the program.
+    version: String,
+    /// How many of the 256 partitions of all entities it owns.
+    partitions: usize,
+    /// Entities in memory there, by kind; `null` when it does not answer.
+    residents: Option<BTreeMap<String, usize>>,
 }
 
 pub async fn get(door: Arc<Door>, _: Request) -> Result<Answer, Problem> {
-    let census = door.runtime.census();
-    let cluster = Cluster {
-        members: vec![Member { name: &door.config.node_name, is_self: true }],
-        residents: census.residents,
-        set_aside: census.set_aside,
-        waiting: census.waiting,
-        agenda: census.agenda,
-        live_sessions: door.sessions.open(),
+    let seen = match door.runtime.members().await {
+        Some(members) => members,
+        None => {
+            let alone = MemberSeen {
+                name: door.config.node_name.as_str().into(),
+                is_self: true,
+                state: "active",
+                http: door.config.listen.to_string(),
+                version: env!("CARGO_PKG_VERSION").to_owned(),
+                partitions: PARTITIONS,
+            };
+            vec![(alone, Some(door.runtime.census()))]
+        }
     };
+    let mut cluster = Cluster {
+        members: Vec::new(),
+        residents: BTreeMap::new(),
+        set_aside: Vec::new(),
+        waiting: 0,
+        agenda: 0,
+        live_sessions: 0,
+    };
+    for (MemberSeen { name, is_self, state, http, version, partitions }, census) in seen {
+        let residents = census.as_ref().map(|census| census.residents.clone());
+        let (name, state) = (name.to_string(), state.to_owned());
+        cluster.members.push(Member { name, is_self, state, http, version, partitions, residents });
+        let Some(census) = census else { continue };
+        for (kind, count) in census.residents {
+            *cluster.residents.entry(kind).or_default() += count;
+        }
+        cluster.set_aside.extend(census.set_aside);
+        cluster.waiting += census.waiting;
+        cluster.agenda += census.agenda;
+        cluster.live_sessions += census.live_sessions;
+    }
     Answer::json(StatusCode::OK, &cluster)
 }
 
 /// Takes an entity back that was set aside.
 pub async fn release(door: Arc<Door>, request: Request) -> Result<Answer, Problem> {
     let (kind, id) = (request.param(0), request.param(1));
-    if !door.runtime.release(kind, id) {
+    if !door.runtime.release(kind, id).await {
         return Err(Problem::not_found());
     }
     tracing::info!(kind, id, "an operator took an entity back that was set aside");
@@ -62,7 +102,7 @@ pub async fn release(door: Arc<Door>, request: Request) -> Result<Answer, Proble
 pub async fn inspect(door: Arc<Door>, request: Request) -> Result<Answer, Problem> {
     match persistence::inspect::inspect(&**door.runtime.journal(), request.param(0), request.param(1)).await {
         Ok(inspection) => Answer::json(StatusCode::OK, &inspection),
-        Err(InspectError::Read(error)) => Err(Failure::Unreadable(error).into()),
+        Err(InspectError::Read(error)) => Err(Failure::from(error).into()),
         Err(InspectError::NoSuchKind { .. } | InspectError::Unknown { .. }) => Err(Problem::not_found()),
     }
 }

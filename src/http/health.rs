@@ -11,6 +11,7 @@ use super::answer::Answer;
 use super::problem::Problem;
 use super::request::Request;
 use super::{Door, Phase};
+use crate::actors::placement::Standing;
 use crate::metrics;
 
 #[derive(Serialize, JsonSchema)]
@@ -26,10 +27,13 @@ pub async fn live(_: Arc<Door>, _: Request) -> Result<Answer, Problem> {
 }
 
 pub async fn ready(door: Arc<Door>, _: Request) -> Result<Answer, Problem> {
-    match door.phase() {
-        Phase::Starting => Err(Problem::not_ready("This node is starting.")),
-        Phase::Draining => Err(Problem::not_ready("This node is shutting down.")),
-        Phase::Ready => {
+    match (door.phase(), door.runtime.standing()) {
+        (Phase::Leaving | Phase::Draining, _) => Err(Problem::not_ready("This node is shutting down.")),
+        (_, Standing::Joining) => Err(Problem::not_ready("This node is joining its cluster.")),
+        (_, Standing::OutOfTouch) => Err(Problem::not_ready("This node is out of touch with its cluster.")),
+        (_, Standing::Leaving) => Err(Problem::not_ready("This node is leaving its cluster.")),
+        (Phase::Starting, Standing::InPlace) => Err(Problem::not_ready("This node is starting.")),
+        (Phase::Ready, Standing::InPlace) => {
             let lists = door.read_models.health().err().map(|_| "stale");
             Ok(Answer::json(StatusCode::OK, &Health { status: "ready", lists })?.with(CACHE_CONTROL, "no-store"))
         }

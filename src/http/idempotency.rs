@@ -163,6 +163,7 @@ async fn replay(vault: &Vault, kept: request::Answer) -> Result<Answer, Problem>
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::http::identity::keystore::Folder;
     use crate::persistence::Position;
 
     #[test]
@@ -201,7 +202,7 @@ mod tests {
     #[tokio::test]
     async fn an_answer_that_is_kept_comes_back_as_it_was_until_its_key_is_destroyed() {
         let folder = tempfile::tempdir().unwrap();
-        let vault = Vault::open(folder.path()).unwrap();
+        let vault = Vault::new(Arc::new(Folder::new(folder.path())));
         let answer = Answer::bytes(StatusCode::CREATED, "application/json", b"{}".to_vec())
             .location("/api/carts/1")
             .etag(3)

@@ -52,6 +52,8 @@ pub enum Budget {
 }
 
 impl Budget {
+    pub const ALL: [Budget; 5] = [Budget::Reads, Budget::Writes, Budget::Login, Budget::Checkout, Budget::Operator];
+
     pub fn name(self) -> &'static str {
         match self {
             Budget::Reads => "reads",

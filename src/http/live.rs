@@ -24,7 +24,7 @@ use crate::actors::live::{Pushed, Watch, Watcher};
 use crate::actors::shown;
 use crate::domain::{Entity, Order, ids};
 use crate::persistence::record::Payload;
-use crate::persistence::{EntityKey, Version};
+use crate::persistence::{EntityKey, Position, Version};
 
 const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 /// How long the upgrade may take after our answer.
@@ -162,13 +162,14 @@ impl Stream for Shared {
 impl Reader {
     /// What is new, as SSE; empty when nothing is, `None` when it cannot be read.
     async fn read(&mut self) -> Option<String> {
-        let batches = match self.door.runtime.journal().read(&self.key, self.seq.saturating_add(1), PAGE).await {
-            Ok(batches) => batches,
-            Err(error) => {
-                tracing::error!(entity = %self.key, %error, "an event stream cannot read the journal");
-                return None;
-            }
-        };
+        let batches =
+            match self.door.runtime.journal().read(&self.key, self.seq.saturating_add(1), Position::default(), PAGE).await {
+                Ok(batches) => batches,
+                Err(error) => {
+                    tracing::error!(entity = %self.key, %error, "an event stream cannot read the journal");
+                    return None;
+                }
+            };
         let mut text = String::new();
         for batch in &batches {
             let payload = Payload::parse(&batch.payload).ok()?;

@@ -53,14 +53,14 @@ use crate::actors::Runtime;
 use crate::actors::live::Live;
 use crate::actors::session::Sessions;
 use crate::domain::Timestamp;
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, Refused};
 use crate::read_models::ReadModels;
 
 use bearers::Bearers;
 use browsers::Origin;
 use client_address::Proxies;
 use identity::Identity;
-use limits::{Limits, Quotas};
+use limits::{Budget, Limits, Quotas};
 
 pub use server::{ServeError, serve};
 
@@ -150,6 +150,8 @@ pub struct Door {
 pub enum Phase {
     Starting,
     Ready,
+    /// It still answers, and wants to be asked no more.
+    Leaving,
     Draining,
 }
 
@@ -168,6 +170,11 @@ impl Door {
             Sessions::start(runtime.clone(), live.clone(), gate.clone(), config.live_threads, config.live_sessions_max)?;
         let phase = Arc::new(watch::Sender::new(Phase::Starting));
         let limits = Arc::new(Limits::new(config.quotas));
+        runtime.count_live_sessions_by(sessions.counter());
+        // Told from the start on: the first refusal is then seen as one.
+        for budget in Budget::ALL {
+            let _ = metrics.http_requests_refused.get_or_create(&Refused { budget: budget.name() });
+        }
         Ok(Door { runtime, read_models, live, sessions, metrics, config: Arc::new(config), identity, gate, limits, phase })
     }
 
@@ -189,7 +196,15 @@ impl Door {
         self.phase.send_if_modified(|phase| std::mem::replace(phase, (*phase).max(Phase::Ready)) != *phase);
     }
 
-    /// From now on the node tells load balancers to look elsewhere.
+    /// Called, it tells load balancers from then on to look elsewhere, while the door still stands open.
+    pub fn leaving(&self) -> impl Fn() + Send + use<> {
+        let phase = Arc::clone(&self.phase);
+        move || {
+            phase.send_if_modified(|phase| std::mem::replace(phase, (*phase).max(Phase::Leaving)) != *phase);
+        }
+    }
+
+    /// The door closes.
     pub fn draining(&self) {
         self.phase.send_replace(Phase::Draining);
     }

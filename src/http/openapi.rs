@@ -97,15 +97,16 @@ const PROBLEMS: &[(u16, &str, &str)] = &[
     (503, "restarting", "this is coming back from a failure"),
     (503, "not-written", "it could not be stored, and nothing was done"),
     (503, "shutting-down", "this node is shutting down"),
-    (503, "not-ready", "this node is starting or shutting down"),
+    (503, "not-ready", "this node is starting or shutting down, or not in touch with its cluster"),
     (503, "read-model-behind", "the list has not come that far yet"),
     (503, "list-unavailable", "the list is not available"),
+    (503, "vault-unavailable", "what is personal cannot be opened or sealed right now"),
     (503, "too-many-sessions", "this node holds all the live connections it can"),
     (503, "too-many-connections", "this node holds all the connections it can"),
 ];
 
 /// What all operations may answer. The rest is said at each.
-const ALWAYS: [&str; 12] = [
+const ALWAYS: [&str; 13] = [
     "not-http",
     "invalid-path",
     "invalid-header",
@@ -117,6 +118,7 @@ const ALWAYS: [&str; 12] = [
     "set-aside",
     "restarting",
     "shutting-down",
+    "vault-unavailable",
     "too-many-connections",
 ];
 
@@ -830,15 +832,19 @@ fn of_carts(s: &mut Schemas) -> Vec<Operation> {
 
 /// The answers to every purchase.
 fn purchased(operation: Operation, s: &mut Schemas) -> Operation {
-    let underway = json!({ "id": ORDER, "status": "pending" });
-    let schema = json!({ "anyOf": [s.written::<shown::OrderShown<'_>>(), s.written::<orders::Underway<'_>>()] });
     operation
         .says(
             "201 when the purchase has come to its end within two seconds; `status` says whether it was paid. 202 when it \
              takes longer: look at `Location`.",
         )
         .json::<shown::OrderShown<'_>>(s, 201, "The order.", &["ETag", "Location", "Souk-Position"], order("paid"))
-        .answers(202, "The order is on its way.", &["Location", "Souk-Position"], Some((JSON, schema, underway)))
+        .json::<shown::OrderShown<'_>>(
+            s,
+            202,
+            "The order is on its way.",
+            &["ETag", "Location", "Souk-Position"],
+            order("pending"),
+        )
         .refuses(&["out-of-stock", "total-differs", "currency-differs", "not-offered", "email-needed"])
 }
 
@@ -1087,7 +1093,11 @@ fn of_live() -> Vec<Operation> {
 fn of_operation(s: &mut Schemas) -> Vec<Operation> {
     let on = |method, pattern, id, summary| Operation::new(method, pattern, id, "Operation", summary);
     let census = json!({
-        "members": [{ "name": "n1", "self": true }], "residents": { "cart": 3 }, "set_aside": [], "waiting": 0, "agenda": 2,
+        "members": [{
+            "name": "n1", "self": true, "state": "active", "http": "127.0.0.1:8080", "version": "0.1.0", "partitions": 256,
+            "residents": { "cart": 3 },
+        }],
+        "residents": { "cart": 3 }, "set_aside": [], "waiting": 0, "agenda": 2,
         "live_sessions": 0,
     });
     let inspection = json!({ "kind": "cart", "id": CART, "version": 1, "state": {}, "history": [{}] });
@@ -1096,10 +1106,10 @@ fn of_operation(s: &mut Schemas) -> Vec<Operation> {
     let (page, html) = text(Value::Null);
     let (css, none) = text(Value::Null);
     vec![
-        on(Method::GET, "/api/cluster", "getCluster", "Who lives on this node").json::<cluster::Cluster<'_>>(
+        on(Method::GET, "/api/cluster", "getCluster", "Who the members are, and what lives on each").json::<cluster::Cluster>(
             s,
             200,
-            "The node and its entities.",
+            "The same from every node.",
             &[],
             census,
         ),

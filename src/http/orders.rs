@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -25,6 +26,8 @@ use crate::persistence::record::Payload;
 use crate::persistence::{EntityKey, Position, Version};
 use crate::read_models::{OrderQuery, Whose};
 
+/// For an order whose node is just lost to be placed on another.
+const APPEARS_WAIT: Duration = Duration::from_secs(5);
 const REASON_CHARS_MAX: usize = 200;
 const REASON_DEFAULT: &str = "cancelled by the customer";
 const CARRIER_CHARS_MAX: usize = 100;
@@ -123,16 +126,6 @@ pub(super) struct ShipmentBody {
     tracking_number: Option<String>,
 }
 
-/// An order that is not settled yet and cannot be looked at either.
-#[derive(Serialize, JsonSchema)]
-#[schemars(rename = "OrderUnderway")]
-pub(super) struct Underway<'a> {
-    id: &'a str,
-    status: Status,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    token: Option<&'a str>,
-}
-
 #[derive(Serialize, JsonSchema)]
 #[schemars(rename = "OrderHistory")]
 pub(super) struct History {
@@ -218,6 +211,16 @@ pub async fn exists(door: &Door, id: &str) -> Result<bool, Failure> {
     door.runtime.view::<Order, _>(id, |state, _| state.draft.is_some()).await
 }
 
+/// Waits for an order that its cart is about to place.
+pub async fn appears(door: &Door, id: &str) -> Result<bool, Failure> {
+    let placed = |state: &State, _| state.draft.is_some().then_some(());
+    match door.runtime.watch::<Order, _>(id, APPEARS_WAIT, placed).await {
+        Ok(_) => Ok(true),
+        Err(Failure::TimedOut) => Ok(false),
+        Err(failure) => Err(failure),
+    }
+}
+
 /// The answer to a purchase that has come to its end.
 pub async fn concluded(door: &Door, outcome: Outcome, token: Option<String>, position: Position) -> Result<Answer, Problem> {
     if let (Status::Cancelled, Some(Reason::OutOfStock { short })) = (outcome.status, outcome.reason) {
@@ -238,17 +241,12 @@ pub async fn when_paid(door: &Door, id: &str) -> Result<Answer, Problem> {
     Ok(answer.location(&format!("/api/orders/{id}")).position(position))
 }
 
-/// The answer to a purchase that takes longer.
+/// The answer to a purchase that takes longer, of an order that exists.
 pub async fn accepted(door: &Door, id: &str, token: Option<String>) -> Result<Answer, Problem> {
-    let answer = match look(door, id, StatusCode::ACCEPTED, token.clone()).await? {
-        Some((answer, _)) => answer,
-        None => {
-            let underway = Underway { id, status: Status::Pending, token: token.as_deref() };
-            Answer::json(StatusCode::ACCEPTED, &underway)?
-        }
-    };
+    let (answer, _) = look(door, id, StatusCode::ACCEPTED, token).await?.ok_or_else(Problem::outcome_unknown)?;
     // What was written for it so far lies before the journal's end.
-    Ok(answer.location(&format!("/api/orders/{id}")).position(door.runtime.journal().highest()))
+    let end = door.runtime.journal().end().await.map_err(Failure::from)?;
+    Ok(answer.location(&format!("/api/orders/{id}")).position(end))
 }
 
 pub async fn create(door: Arc<Door>, request: Request) -> Result<Answer, Problem> {
@@ -346,7 +344,12 @@ pub async fn history(door: Arc<Door>, request: Request) -> Result<Answer, Proble
     }
     let key = EntityKey::new(Order::KIND, id);
     // Each batch holds at least one record: one batch more than the limit shows whether there are more records.
-    let batches = door.runtime.journal().read(&key, after.saturating_add(1), limit + 1).await.map_err(Failure::Unreadable)?;
+    let batches = door
+        .runtime
+        .journal()
+        .read(&key, after.saturating_add(1), Position::default(), limit + 1)
+        .await
+        .map_err(Failure::from)?;
     let mut items = Vec::new();
     for batch in &batches {
         let unreadable = |error: serde_json::Error| Problem::internal("a record cannot be read", &error);

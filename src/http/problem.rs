@@ -12,6 +12,7 @@ use warp::http::header::{ALLOW, WWW_AUTHENTICATE};
 
 use super::answer::Answer;
 use super::identity::guesses::Locked;
+use super::identity::keystore::KeystoreError;
 use super::identity::passwords::{PasswordError, Unfit};
 use super::identity::seals::SealError;
 use crate::actors::{AskError, Failure};
@@ -430,6 +431,11 @@ impl From<Failure> for Problem {
             }
             Failure::Unreadable(error) => Problem::internal("the journal cannot be read", error),
             Failure::Draining => unavailable("shutting-down", "This node is shutting down. Ask again, another will answer.", 1),
+            Failure::Moved | Failure::OutOfReach(_) => unavailable(
+                "out-of-reach",
+                "The node that has this cannot be reached. Nothing is known to be done. Try again.",
+                1,
+            ),
         }
     }
 }
@@ -642,6 +648,11 @@ impl From<SealError> for Problem {
     fn from(error: SealError) -> Self {
         match error {
             SealError::Destroyed => Problem::not_found(),
+            error @ (SealError::Busy | SealError::Keystore(KeystoreError::Unreachable(_))) => {
+                tracing::warn!(%error, "the vault does not answer");
+                let title = "What is personal cannot be opened right now. Try again in a moment.";
+                Problem::new(StatusCode::SERVICE_UNAVAILABLE, "vault-unavailable", title).retry_after(5)
+            }
             error => Problem::internal("the vault cannot be used", &error),
         }
     }
@@ -676,7 +687,7 @@ mod tests {
     #[test]
     fn each_failure_has_its_status_and_says_when_to_come_back() {
         for (failure, status, kind, retry) in [
-            (Failure::Overloaded("cart"), 503, "overloaded", true),
+            (Failure::Overloaded("cart".into()), 503, "overloaded", true),
             (Failure::VersionDiffers { actual: 7 }, 412, "version-differs", false),
             (Failure::TimedOut, 503, "outcome-unknown", true),
             (Failure::Died, 503, "outcome-unknown", true),
@@ -686,6 +697,8 @@ mod tests {
             (Failure::NotWritten("disk full".into()), 503, "not-written", true),
             (Failure::Unreadable(ReadError::Unreadable("/secret/path".into())), 500, "internal", false),
             (Failure::Draining, 503, "shutting-down", true),
+            (Failure::Moved, 503, "out-of-reach", true),
+            (Failure::OutOfReach("n2".into()), 503, "out-of-reach", true),
         ] {
             let (got, body, retries) = shown(failure.into());
             assert_eq!((got, &body["type"], retries), (status, &format!("/problems/{kind}").into(), retry));

@@ -228,7 +228,12 @@ fn price(query: &Query<'_>, name: &str) -> Result<Option<i64>, Problem> {
 pub async fn await_position(door: &Door, request: &Request) -> Result<(), Problem> {
     match request.at_least()? {
         // Waiting would be in vain.
-        Some(position) if position > door.runtime.journal().highest() => Err(Problem::nothing_written_there()),
+        Some(position)
+            if position > door.runtime.journal().highest()
+                && position > door.runtime.journal().end().await.map_err(Failure::from)? =>
+        {
+            Err(Problem::nothing_written_there())
+        }
         Some(position) if !door.read_models.reached(position, door.config.read_model_wait).await => Err(Problem::behind()),
         _ => Ok(()),
     }

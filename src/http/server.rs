@@ -90,21 +90,21 @@ pub fn bind(address: SocketAddr) -> Result<TcpListener, ServeError> {
 /// Serves on the configured address until `shutdown` comes, then drains.
 pub async fn serve(door: Door, shutdown: impl Future<Output = ()>) -> Result<(), ServeError> {
     let listener = bind(door.config.listen)?;
-    serve_on(listener, door, shutdown).await;
+    serve_on(listener, door, std::future::ready(()), shutdown).await;
     Ok(())
 }
 
-/// Serves on a listener that exists already. The door is open as of now.
-pub async fn serve_on(listener: TcpListener, door: Door, shutdown: impl Future<Output = ()>) {
+/// Serves on a listener that exists already, and until `ready` says of itself that it is not.
+pub async fn serve_on(listener: TcpListener, door: Door, ready: impl Future<Output = ()>, shutdown: impl Future<Output = ()>) {
     let door = Arc::new(door);
     let config = Arc::clone(&door.config);
     let service = TowerToHyperService::new(warp::service(filter(Arc::clone(&door))));
     let builder = Arc::new(builder());
     let (draining, drained) = watch::channel(false);
     let mut connections = Connections::new(config.connections_max);
+    let (mut ready, mut is_open) = (pin!(ready), false);
     let mut shutdown = pin!(shutdown);
     let tls_keeper = config.tls.clone().map(|tls| tokio::spawn(tls.keep_fresh()));
-    door.opened();
     if let Ok(address) = listener.local_addr() {
         tracing::info!(%address, "listening");
     }
@@ -113,6 +113,10 @@ pub async fn serve_on(listener: TcpListener, door: Door, shutdown: impl Future<O
         tokio::select! {
             biased;
             () = &mut shutdown => break,
+            () = &mut ready, if !is_open => {
+                is_open = true;
+                door.opened();
+            }
             // Ended connections are cleared away as they end, so that the set counts those that are open.
             () = connections.one_ended() => {
                 door.metrics.http_connections.set(count(connections.open()));

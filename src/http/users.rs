@@ -293,7 +293,7 @@ pub async fn change(door: Arc<Door>, request: Request) -> Result<Answer, Problem
 /// is still needed, and nobody could read it any more.
 pub async fn delete(door: Arc<Door>, request: Request) -> Result<Answer, Problem> {
     let user = &*request.account()?.user;
-    if !door.read_models.reached(door.runtime.journal().highest(), door.config.read_model_wait).await {
+    if !door.read_models.reached(door.runtime.journal().end().await.map_err(Failure::from)?, door.config.read_model_wait).await {
         return Err(Problem::behind());
     }
     for status in ["pending", "reserved", "paid"] {

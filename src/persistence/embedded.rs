@@ -58,15 +58,14 @@ use futures_util::stream::{self, BoxStream, StreamExt};
 use tokio::sync::{Semaphore, watch};
 
 use super::journal::{
-    Agenda, Append, AppendError, Batch, Committed, Done, EntityKey, Journal, Position, ReadError, Version, Wake,
+    Agenda, Append, AppendError, Batch, Committed, Done, EntityKey, Journal, PAYLOAD_MAX_BYTES, Position, ReadError, Version,
+    Wake,
 };
 use super::write_ahead;
 use crate::domain::Timestamp;
 
 /// fjall stores a key's length in 16 bits; ours stay far from that.
 const ENTITY_KEY_MAX_BYTES: usize = 1_024;
-/// One batch of one entity; a larger one is a mistake of its writer.
-const PAYLOAD_MAX_BYTES: usize = 16 * 1024 * 1024;
 /// CRC32, position, count, wake.
 const FRAME_HEAD_BYTES: usize = 4 + 8 + 4 + 8;
 /// A follower that reads from the disk takes this much at a time.
@@ -308,6 +307,13 @@ struct Store {
     agenda: Keyspace,
 }
 
+/// An entity's newest batch: its last version, its wake, and where it stands.
+struct Newest {
+    version: Version,
+    wake: i64,
+    position: Position,
+}
+
 impl Store {
     fn open(dir: &Path, options: &Options) -> fjall::Result<Store> {
         let database = Database::builder(dir)
@@ -326,14 +332,14 @@ impl Store {
         })
     }
 
-    /// The newest batch's last version and wake; `None` when the entity was never written.
-    fn newest(&self, entity: &EntityKey) -> Result<Option<(Version, i64)>, ReadError> {
+    /// `None` when the entity was never written.
+    fn newest(&self, entity: &EntityKey) -> Result<Option<Newest>, ReadError> {
         let range = record_key(entity, 0)..=record_key(entity, Version::MAX);
         let Some(guard) = self.entities.range(range).next_back() else { return Ok(None) };
         let (key, frame) = guard.into_inner().map_err(|e| from_engine(entity.as_str(), e))?;
         let head = decode_frame(&key, &frame)?;
         let (_, first) = split_record_key(&key).ok_or_else(|| corrupt(place_of(&key), "not a record's key"))?;
-        Ok(Some((first + u64::from(head.count) - 1, head.wake)))
+        Ok(Some(Newest { version: first + u64::from(head.count) - 1, wake: head.wake, position: head.position }))
     }
 
     /// Most entities that are asked for the first time are new, and to look one key up is far cheaper than to seek.
@@ -465,7 +471,7 @@ impl Store {
         while at < upto {
             for Committed { entity, batch } in self.after(at, upto)? {
                 at = batch.position;
-                let (version, wake) =
+                let Newest { version, wake, .. } =
                     self.newest(&entity)?.ok_or_else(|| corrupt(entity.as_str(), "its newest batch is missing"))?;
                 if version < batch.last() {
                     return Err(corrupt(format!("{entity}@{}", batch.last()), "its newest batch is older than this"));
@@ -643,6 +649,13 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Core {
+    /// Runs `f` on the caller's thread: most activations find everything in memory within microseconds, where a change of
+    /// threads costs more than the read itself.
+    fn here<T>(&self, f: impl FnOnce(&Store) -> Result<T, ReadError>) -> Result<T, ReadError> {
+        let opened = self.opened.read().unwrap_or_else(PoisonError::into_inner);
+        opened.as_ref().ok_or_else(closed).and_then(|opened| f(&opened.store))
+    }
+
     /// Runs `f` on tokio's blocking threads; `None` when the journal is closed.
     async fn blocking<T: Send + 'static>(
         self: Arc<Core>,
@@ -840,12 +853,19 @@ impl Journal for Embedded {
         done(Err(AppendError::NotWritten(refused)));
     }
 
-    fn read<'a>(&'a self, entity: &'a EntityKey, from: Version, limit: usize) -> BoxFuture<'a, Result<Vec<Batch>, ReadError>> {
-        // On the caller's thread: most activations find everything in memory within microseconds, where a change of threads
-        // costs more than the read itself.
-        let opened = self.core.opened.read().unwrap_or_else(PoisonError::into_inner);
-        let read = opened.as_ref().ok_or_else(closed).and_then(|opened| opened.store.read(entity, from, limit));
-        Box::pin(std::future::ready(read))
+    fn read<'a>(
+        &'a self,
+        entity: &'a EntityKey,
+        from: Version,
+        _near: Position,
+        limit: usize,
+    ) -> BoxFuture<'a, Result<Vec<Batch>, ReadError>> {
+        Box::pin(std::future::ready(self.core.here(|store| store.read(entity, from, limit))))
+    }
+
+    fn newest<'a>(&'a self, entity: &'a EntityKey) -> BoxFuture<'a, Result<Position, ReadError>> {
+        let newest = self.core.here(|store| store.newest(entity));
+        Box::pin(std::future::ready(newest.map(|newest| newest.map_or(Position(0), |newest| newest.position))))
     }
 
     fn follow(&self, after: Position) -> BoxStream<'static, Result<Committed, ReadError>> {
@@ -857,6 +877,10 @@ impl Journal for Embedded {
             ended: false,
         };
         stream::unfold(follower, Follower::next).boxed()
+    }
+
+    fn end(&self) -> BoxFuture<'_, Result<Position, ReadError>> {
+        Box::pin(std::future::ready(Ok(self.highest())))
     }
 
     fn highest(&self) -> Position {
@@ -1121,7 +1145,7 @@ impl Writer {
         if append.expected == 0 && !self.store.has_first(&append.entity)? {
             return Ok(None);
         }
-        self.store.newest(&append.entity)
+        Ok(self.store.newest(&append.entity)?.map(|newest| (newest.version, newest.wake)))
     }
 
     /// Why nothing may be written, when too little is free.

@@ -4,7 +4,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::record::{Payload, raw_records};
-use super::{Batch, EntityKey, Journal, ReadError, Version};
+use super::{Batch, EntityKey, Journal, Position, ReadError, Version};
 use crate::domain::{Entity, EveryKind, every_kind};
 
 /// What the journal tells of an entity.
@@ -82,8 +82,8 @@ pub async fn inspect(journal: &dyn Journal, kind: &str, id: &str) -> Result<Insp
     let key = EntityKey::new(kind, id);
     let mut batches: Vec<Batch> = Vec::new();
     loop {
-        let from = batches.last().map_or(1, |batch| batch.last() + 1);
-        let page = journal.read(&key, from, READ_BATCHES).await?;
+        let (from, near) = batches.last().map_or((1, Position(0)), |batch| (batch.last() + 1, batch.position));
+        let page = journal.read(&key, from, near, READ_BATCHES).await?;
         let done = page.len() < READ_BATCHES;
         batches.extend(page);
         if done {
@@ -114,7 +114,6 @@ mod tests {
     use crate::domain::user::{ApiKey, Change, Sealed, SealedEmail, Session, State};
     use crate::domain::{CommandId, Timestamp, User};
     use crate::hostile;
-    use crate::persistence::Position;
 
     #[test]
     fn neither_a_seal_nor_a_hash_of_a_secret_is_shown_to_who_inspects() {

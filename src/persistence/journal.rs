@@ -13,6 +13,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::domain::Timestamp;
 
+/// One batch of one entity; a larger one is a mistake of its writer.
+pub const PAYLOAD_MAX_BYTES: usize = 16 * 1024 * 1024;
+
 /// `kind/id`. The kind has no slash.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct EntityKey(Arc<str>);
@@ -76,6 +79,9 @@ pub struct Append {
     pub entity: EntityKey,
     /// The entity's version that the batch was decided against; its records get the versions after it.
     pub expected: Version,
+    /// Where the entity's newest batch stands, the one that ends with `expected`; 0 when there is none. A store may check
+    /// this instead of the version, and must check one of them.
+    pub after: Position,
     /// Number of records in `payload`, at least 1.
     pub count: u32,
     pub payload: Bytes,
@@ -99,7 +105,7 @@ pub enum AppendError {
     Unknown(String),
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 pub enum ReadError {
     /// What is stored is not what was written. `place` names the key.
     #[error("the journal is corrupt at {place}: {what}")]
@@ -139,8 +145,19 @@ pub trait Journal: Send + Sync + 'static {
     fn append(&self, append: Append, done: Done);
 
     /// The batches of one entity that hold records of version `from` and later, oldest first, at most `limit` batches.
-    /// Fewer than `limit` means that these were the last.
-    fn read<'a>(&'a self, entity: &'a EntityKey, from: Version, limit: usize) -> BoxFuture<'a, Result<Vec<Batch>, ReadError>>;
+    /// Fewer than `limit` means that these were the last. `near` is where the first of them stands, or somewhere before
+    /// it: a store that has to search begins there; 0 when unknown.
+    fn read<'a>(
+        &'a self,
+        entity: &'a EntityKey,
+        from: Version,
+        near: Position,
+        limit: usize,
+    ) -> BoxFuture<'a, Result<Vec<Batch>, ReadError>>;
+
+    /// Where the newest batch of an entity stands, 0 when there is none: nothing that was acknowledged before this was
+    /// asked is missing from the answer, whoever wrote it.
+    fn newest<'a>(&'a self, entity: &'a EntityKey) -> BoxFuture<'a, Result<Position, ReadError>>;
 
     /// Every batch after `after`, in order, without end: it waits for those to come.
     fn follow(&self, after: Position) -> BoxStream<'static, Result<Committed, ReadError>>;
@@ -148,6 +165,14 @@ pub trait Journal: Send + Sync + 'static {
     /// The position of the newest durable batch; 0 when there is none.
     fn highest(&self) -> Position;
 
+    /// The same, whoever wrote it: nothing that was acknowledged before this was asked lies behind the answer.
+    fn end(&self) -> BoxFuture<'_, Result<Position, ReadError>>;
+
     /// Entities whose newest batch asked to be woken: those after `after` in key order, at most `limit`.
     fn agenda<'a>(&'a self, after: Option<&'a EntityKey>, limit: usize) -> BoxFuture<'a, Result<Agenda, ReadError>>;
+
+    /// A payload of more bytes than this is not written.
+    fn batch_bytes_max(&self) -> usize {
+        PAYLOAD_MAX_BYTES
+    }
 }

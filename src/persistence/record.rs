@@ -7,7 +7,7 @@ use std::borrow::Cow;
 
 use serde::de::value::StrDeserializer;
 use serde::de::{DeserializeSeed, Deserializer, MapAccess, Visitor};
-use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde::{Deserialize, Serialize, de, de::DeserializeOwned};
 use serde_json::value::RawValue;
 
 use super::journal::{EntityKey, Version, Wake};
@@ -110,6 +110,21 @@ impl PayloadWriter {
         out.extend_from_slice(&self.events);
         out.extend_from_slice(b"]}");
         Ok(out)
+    }
+}
+
+/// When a payload says that its entity must wake.
+pub fn wake_of(payload: &[u8]) -> Result<Wake, serde_json::Error> {
+    #[derive(Deserialize)]
+    struct Said<'a> {
+        #[serde(borrow)]
+        wake_at: Option<Cow<'a, str>>,
+    }
+    let Said { wake_at } = serde_json::from_slice(payload)?;
+    match wake_at.as_deref() {
+        None => Ok(Wake::Never),
+        Some("now") => Ok(Wake::Now),
+        Some(at) => Timestamp::parse(at).map(Wake::At).ok_or_else(|| de::Error::custom(format_args!("{at:?} is no time"))),
     }
 }
 

@@ -7,25 +7,32 @@
 //! how many there are, their length and checksum; chunk `i` lies under entity key, 0x00, `i` (u32, big endian). Chunks
 //! are written before their head, and the checksum decides: a reader that meets the chunks of another version finds
 //! nothing.
+//!
+//! In a cluster there is a second layer that all nodes see (`shared_snapshots.rs`): written after this one, and read by
+//! whoever finds that there would be much to replay.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
+use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::journal::{EntityKey, Version};
+use super::journal::{EntityKey, Position, Version};
+use super::shared_snapshots::SharedSnapshots;
 
 const CHUNK_BYTES: usize = 48 * 1024;
 /// Far more than an aggregate should hold; such an entity replays instead.
-const SNAPSHOT_MAX_BYTES: usize = 64 * 1024 * 1024;
+pub(super) const SNAPSHOT_MAX_BYTES: usize = 64 * 1024 * 1024;
 const CACHE_BYTES: u64 = 16 * 1024 * 1024;
-/// Version, format, length, checksum.
-const HEAD_BYTES: usize = 8 + 4 + 4 + 4;
+/// Younger entities replay as fast from the journal: for them nothing is shared.
+const SHARED_FROM_VERSION: Version = 17;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Snapshot {
     /// The entity's version that `bytes` are the state of.
     pub version: Version,
+    /// Where the batch stands that ends with this version.
+    pub position: Position,
     /// Which encoding `bytes` have; whoever does not know it replays.
     pub format: u32,
     pub bytes: Bytes,
@@ -34,9 +41,15 @@ pub struct Snapshot {
 pub struct Snapshots {
     /// `None` when the folder cannot be used at all: then there are no snapshots.
     database: Option<sled::Db>,
+    shared: Option<SharedSnapshots>,
 }
 
 impl Snapshots {
+    /// Keeps nothing: every entity is replayed.
+    pub fn none() -> Snapshots {
+        Snapshots { database: None, shared: None }
+    }
+
     /// Opens the snapshots in `dir`. A folder that sled cannot open is emptied: its content can be rebuilt.
     pub fn open(dir: &Path) -> Snapshots {
         let database = match open_sled(dir) {
@@ -52,21 +65,53 @@ impl Snapshots {
                 opened.inspect_err(|reason| tracing::warn!(dir = %dir.display(), reason, "there will be no snapshots")).ok()
             }
         };
-        Snapshots { database }
+        Snapshots { database, shared: None }
+    }
+
+    /// With what all nodes see under them.
+    pub fn over(self, shared: SharedSnapshots) -> Snapshots {
+        Snapshots { shared: Some(shared), ..self }
     }
 
     /// Replaces the entity's snapshot. A failure is only logged: the entity then replays more.
-    pub fn put(&self, entity: &EntityKey, version: Version, format: u32, bytes: &[u8]) {
+    pub fn put(&self, entity: &EntityKey, snapshot: &Snapshot) {
+        if let Some(shared) = &self.shared
+            && snapshot.version >= SHARED_FROM_VERSION
+        {
+            shared.put(entity, snapshot);
+        }
+        self.put_here(entity, snapshot);
+    }
+
+    fn put_here(&self, entity: &EntityKey, snapshot: &Snapshot) {
         let Some(database) = &self.database else { return };
+        let Snapshot { version, bytes, .. } = snapshot;
         if bytes.len() > SNAPSHOT_MAX_BYTES || entity.as_str().contains('\0') {
             tracing::warn!(%entity, version, bytes = bytes.len(), "this snapshot cannot be stored");
             return;
         }
-        if let Err(reason) = unpanicked(|| write(database, entity, version, format, bytes).map_err(|e| e.to_string())) {
+        if let Err(reason) = unpanicked(|| write(database, entity, snapshot).map_err(|e| e.to_string())) {
             tracing::warn!(%entity, version, reason, "the snapshot was not stored");
         }
     }
 
+    /// A snapshot that another node wrote, if there is one of a newer version than this; it is then here as well. Waits for
+    /// NATS, if only for a moment.
+    pub async fn newer(&self, entity: &EntityKey, than: Version) -> Option<Snapshot> {
+        let found = self.shared.as_ref()?.newer(entity, than).await?;
+        self.put_here(entity, &found);
+        Some(found)
+    }
+
+    /// Waits until nothing waits to be shared any more, and says whether it came to that.
+    pub async fn flush(&self, deadline: Duration) -> bool {
+        match &self.shared {
+            Some(shared) => shared.flush(deadline).await,
+            None => true,
+        }
+    }
+
+    /// This node's own.
     pub fn get(&self, entity: &EntityKey) -> Option<Snapshot> {
         let database = self.database.as_ref()?;
         let found = unpanicked(|| read(database, entity));
@@ -99,35 +144,47 @@ fn unpanicked<T>(f: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
     catch_unwind(AssertUnwindSafe(f)).unwrap_or_else(|_| Err("sled panicked".into()))
 }
 
-struct Head {
-    version: Version,
-    format: u32,
-    len: u32,
-    crc: u32,
+pub(super) struct Head {
+    pub version: Version,
+    pub position: Position,
+    pub format: u32,
+    pub len: u32,
+    pub crc: u32,
 }
 
 impl Head {
+    /// Version, position, format, length, checksum.
+    pub const BYTES: usize = 8 + 8 + 4 + 4 + 4;
+
+    pub fn of(entity: &EntityKey, snapshot: &Snapshot) -> Head {
+        let Snapshot { version, position, format, ref bytes } = *snapshot;
+        Head { version, position, format, len: bytes.len() as u32, crc: checksum(entity, snapshot) }
+    }
+
     fn chunks(&self) -> u32 {
         let len = self.len as usize;
         if len <= CHUNK_BYTES { 0 } else { len.div_ceil(CHUNK_BYTES) as u32 }
     }
 
-    fn encode(&self) -> Vec<u8> {
-        let mut head = Vec::with_capacity(HEAD_BYTES);
+    pub fn encode(&self) -> Vec<u8> {
+        let mut head = Vec::with_capacity(Head::BYTES);
         head.extend_from_slice(&self.version.to_le_bytes());
+        head.extend_from_slice(&self.position.0.to_le_bytes());
         head.extend_from_slice(&self.format.to_le_bytes());
         head.extend_from_slice(&self.len.to_le_bytes());
         head.extend_from_slice(&self.crc.to_le_bytes());
         head
     }
 
-    fn decode(bytes: &[u8]) -> Option<Head> {
+    pub fn decode(bytes: &[u8]) -> Option<Head> {
         let (version, rest) = bytes.split_first_chunk()?;
+        let (position, rest) = rest.split_first_chunk()?;
         let (format, rest) = rest.split_first_chunk()?;
         let (len, rest) = rest.split_first_chunk()?;
         let crc = rest.first_chunk()?;
         Some(Head {
             version: u64::from_le_bytes(*version),
+            position: Position(u64::from_le_bytes(*position)),
             format: u32::from_le_bytes(*format),
             len: u32::from_le_bytes(*len),
             crc: u32::from_le_bytes(*crc),
@@ -135,12 +192,13 @@ impl Head {
     }
 }
 
-fn checksum(entity: &EntityKey, version: Version, format: u32, bytes: &[u8]) -> u32 {
+pub(super) fn checksum(entity: &EntityKey, snapshot: &Snapshot) -> u32 {
     let mut hasher = crc32fast::Hasher::new();
     hasher.update(entity.as_str().as_bytes());
-    hasher.update(&version.to_le_bytes());
-    hasher.update(&format.to_le_bytes());
-    hasher.update(bytes);
+    hasher.update(&snapshot.version.to_le_bytes());
+    hasher.update(&snapshot.position.0.to_le_bytes());
+    hasher.update(&snapshot.format.to_le_bytes());
+    hasher.update(&snapshot.bytes);
     hasher.finalize()
 }
 
@@ -151,8 +209,8 @@ fn chunk_key(entity: &EntityKey, index: u32) -> Vec<u8> {
     key
 }
 
-fn write(database: &sled::Db, entity: &EntityKey, version: Version, format: u32, bytes: &[u8]) -> sled::Result<()> {
-    let head = Head { version, format, len: bytes.len() as u32, crc: checksum(entity, version, format, bytes) };
+fn write(database: &sled::Db, entity: &EntityKey, snapshot: &Snapshot) -> sled::Result<()> {
+    let (head, bytes) = (Head::of(entity, snapshot), &snapshot.bytes);
     let mut value = head.encode();
     if head.chunks() == 0 {
         value.extend_from_slice(bytes);
@@ -172,17 +230,18 @@ fn read(database: &sled::Db, entity: &EntityKey) -> Result<Option<Snapshot>, Str
     let head = Head::decode(&value).ok_or("its head is cut")?;
     let mut bytes = Vec::new();
     if head.chunks() == 0 {
-        bytes.extend_from_slice(&value[HEAD_BYTES..]);
+        bytes.extend_from_slice(&value[Head::BYTES..]);
     } else {
         for index in 0..head.chunks() {
             let chunk = database.get(chunk_key(entity, index)).map_err(|e| e.to_string())?;
             bytes.extend_from_slice(&chunk.ok_or_else(|| format!("chunk {index} is missing"))?);
         }
     }
-    if bytes.len() != head.len as usize || checksum(entity, head.version, head.format, &bytes) != head.crc {
+    let snapshot = Snapshot { version: head.version, position: head.position, format: head.format, bytes: bytes.into() };
+    if snapshot.bytes.len() != head.len as usize || checksum(entity, &snapshot) != head.crc {
         return Err("its checksum does not match".into());
     }
-    Ok(Some(Snapshot { version: head.version, format: head.format, bytes: bytes.into() }))
+    Ok(Some(snapshot))
 }
 
 #[cfg(test)]
@@ -191,6 +250,10 @@ mod tests {
 
     fn key(id: &str) -> EntityKey {
         EntityKey::new("cart", id)
+    }
+
+    fn snapshot(version: Version, format: u32, bytes: Vec<u8>) -> Snapshot {
+        Snapshot { version, position: Position(version + 1_000), format, bytes: bytes.into() }
     }
 
     fn pattern(len: usize, seed: usize) -> Vec<u8> {
@@ -204,14 +267,13 @@ mod tests {
         let check = |snapshots: &Snapshots| {
             for size in sizes {
                 let found = snapshots.get(&key(&size.to_string())).unwrap();
-                assert_eq!((found.version, found.format), (size as u64 + 1, 3));
-                assert!(found.bytes == pattern(size, size), "{size}");
+                assert!(found == snapshot(size as u64 + 1, 3, pattern(size, size)), "{size}");
             }
             assert_eq!(snapshots.get(&key("unknown")), None);
         };
         let snapshots = Snapshots::open(dir.path());
         for size in sizes {
-            snapshots.put(&key(&size.to_string()), size as u64 + 1, 3, &pattern(size, size));
+            snapshots.put(&key(&size.to_string()), &snapshot(size as u64 + 1, 3, pattern(size, size)));
         }
         check(&snapshots);
         drop(snapshots);
@@ -223,7 +285,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let snapshots = Snapshots::open(dir.path());
         for (version, size) in [(1, 200_000), (2, 60_000), (3, 10), (4, 100_000)] {
-            snapshots.put(&key("a"), version, 1, &pattern(size, version as usize));
+            snapshots.put(&key("a"), &snapshot(version, 1, pattern(size, version as usize)));
             let found = snapshots.get(&key("a")).unwrap();
             assert_eq!((found.version, found.bytes.len()), (version, size));
             let values = 1 + if size > CHUNK_BYTES { size.div_ceil(CHUNK_BYTES) } else { 0 };
@@ -239,7 +301,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let snapshots = Snapshots::open(dir.path());
         let database = snapshots.database.as_ref().unwrap();
-        let whole = || snapshots.put(&key("a"), 7, 1, &pattern(100_000, 1));
+        let whole = || snapshots.put(&key("a"), &snapshot(7, 1, pattern(100_000, 1)));
         let harms: [&dyn Fn(); 5] = [
             &|| drop(database.remove(chunk_key(&key("a"), 1)).unwrap()),
             &|| drop(database.insert(chunk_key(&key("a"), 0), pattern(CHUNK_BYTES, 2)).unwrap()),
@@ -264,11 +326,11 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let dir = dir.path().join("snapshots");
         let snapshots = Snapshots::open(&dir);
-        snapshots.put(&key("a"), 1, 1, b"state");
+        snapshots.put(&key("a"), &snapshot(1, 1, b"state".to_vec()));
         drop(snapshots);
         std::fs::write(dir.join("conf"), b"not a configuration").unwrap();
         let snapshots = Snapshots::open(&dir);
-        snapshots.put(&key("b"), 1, 1, b"state");
+        snapshots.put(&key("b"), &snapshot(1, 1, b"state".to_vec()));
         assert!(snapshots.get(&key("b")).is_some());
     }
 }

@@ -269,6 +269,8 @@ mod tests {
     use crate::persistence::{Append, Embedded, EntityKey, Journal, Options, Wake};
     use std::sync::mpsc;
 
+    use crate::persistence::Position;
+
     /// The write-ahead bytes of a journal with `groups` groups of one batch each.
     fn written(groups: u64) -> Vec<u8> {
         let dir = tempfile::tempdir().unwrap();
@@ -277,7 +279,8 @@ mod tests {
             let (sender, answer) = mpsc::channel();
             let wake = if version % 2 == 0 { Wake::Now } else { Wake::Never };
             let payload = format!("{{\"version\":{version}}}").into();
-            let append = Append { entity: EntityKey::new("cart", "a"), expected: version, count: 1, payload, wake };
+            let append =
+                Append { entity: EntityKey::new("cart", "a"), expected: version, after: Position(0), count: 1, payload, wake };
             journal.append(append, Box::new(move |result| sender.send(result).unwrap()));
             answer.recv().unwrap().unwrap();
         }

@@ -41,13 +41,20 @@ impl VecJournal {
         writer.answer(&command, &Ok::<_, ()>("an answer")).unwrap();
         let count = writer.count();
         let payload = writer.finish(Wake::Never).unwrap().into();
-        self.store(Append { entity, expected, count, payload, wake: Wake::Never })
+        self.store(Append { entity, expected, after: Position(0), count, payload, wake: Wake::Never })
     }
 
     /// Writes bytes as they are.
     pub(super) fn put_raw(&self, kind: &str, id: &str, payload: &'static str) -> Position {
         let entity = EntityKey::new(kind, id);
-        self.store(Append { entity, expected: 0, count: 1, payload: payload.as_bytes().into(), wake: Wake::Never })
+        self.store(Append {
+            entity,
+            expected: 0,
+            after: Position(0),
+            count: 1,
+            payload: payload.as_bytes().into(),
+            wake: Wake::Never,
+        })
     }
 
     fn store(&self, append: Append) -> Position {
@@ -70,11 +77,23 @@ impl Journal for VecJournal {
         }
     }
 
-    fn read<'a>(&'a self, entity: &'a EntityKey, from: Version, limit: usize) -> BoxFuture<'a, Result<Vec<Batch>, ReadError>> {
+    fn read<'a>(
+        &'a self,
+        entity: &'a EntityKey,
+        from: Version,
+        _: Position,
+        limit: usize,
+    ) -> BoxFuture<'a, Result<Vec<Batch>, ReadError>> {
         let batches = self.batches.lock().unwrap();
         let of_entity = batches.iter().filter(|committed| committed.entity == *entity && committed.batch.last() >= from);
         let read = of_entity.map(|committed| committed.batch.clone()).take(limit).collect();
         Box::pin(async move { Ok(read) })
+    }
+
+    fn newest<'a>(&'a self, entity: &'a EntityKey) -> BoxFuture<'a, Result<Position, ReadError>> {
+        let batches = self.batches.lock().unwrap();
+        let newest = batches.iter().rfind(|committed| committed.entity == *entity).map(|committed| committed.batch.position);
+        Box::pin(async move { Ok(newest.unwrap_or_default()) })
     }
 
     fn follow(&self, after: Position) -> BoxStream<'static, Result<Committed, ReadError>> {
@@ -89,6 +108,10 @@ impl Journal for VecJournal {
             Some((Ok(next), (batches, length, at + 1)))
         })
         .boxed()
+    }
+
+    fn end(&self) -> BoxFuture<'_, Result<Position, ReadError>> {
+        Box::pin(std::future::ready(Ok(self.highest())))
     }
 
     fn highest(&self) -> Position {

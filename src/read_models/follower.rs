@@ -23,11 +23,11 @@ use tokio::sync::watch;
 use tokio::task::{spawn_blocking, yield_now};
 use tokio::time::{Instant, sleep_until};
 
-use super::Waiting;
 use super::catalogue::Catalogue;
 use super::orders::Orders;
 use super::records::Unfoldable;
 use super::store::{self, Model};
+use super::{Seen, Waiting};
 use crate::persistence::{Committed, Journal, Position, ReadError};
 
 const ROUND_BATCHES_MAX: usize = 1_000;
@@ -69,6 +69,9 @@ pub(super) struct Follower {
     reached: watch::Sender<Position>,
     stop: watch::Receiver<Stop>,
     waiting: Arc<Waiting>,
+    /// Where the journal stood at a moment: once that is reached, the models have seen all until then.
+    mark: (Position, Instant),
+    seen: Arc<Seen>,
     fault: Arc<Mutex<Option<String>>>,
 }
 
@@ -102,10 +105,12 @@ impl Follower {
         reached: watch::Sender<Position>,
         stop: watch::Receiver<Stop>,
         waiting: Arc<Waiting>,
+        seen: Arc<Seen>,
         fault: Arc<Mutex<Option<String>>>,
     ) -> Self {
         let position = folds.position();
-        Follower { journal, folds: Some(folds), position, write_at: None, reached, stop, waiting, fault }
+        let mark = (journal.highest(), Instant::now());
+        Follower { journal, folds: Some(folds), position, write_at: None, reached, stop, waiting, mark, seen, fault }
     }
 
     pub(super) async fn run(mut self) {
@@ -209,7 +214,12 @@ impl Follower {
             tokio::select! {
                 biased;
                 _ = self.stop.changed() => return round,
-                next = stream.next(), if !napping => round.take(next),
+                next = stream.next(), if !napping => {
+                    if round.taken == 0 {
+                        self.rested_until(next.as_ref());
+                    }
+                    round.take(next);
+                }
                 // A reader came: there may be less time now.
                 () = self.waiting.arrived.notified() => {}
                 () = sleep_until(if napping { until.min(now + NAP) } else { until }) => {}
@@ -246,10 +256,28 @@ impl Follower {
         })
     }
 
+    /// After a rest, if what comes now is the newest there is, nothing was missing until now.
+    fn rested_until(&self, next: Option<&Result<Committed, ReadError>>) {
+        if let Some(Ok(next)) = next
+            && next.batch.position >= self.journal.highest()
+        {
+            self.seen.set(Instant::now().into_std());
+        }
+    }
+
+    fn mark(&mut self) {
+        let (at, moment) = self.mark;
+        if self.position >= at {
+            self.seen.set(moment.into_std());
+            self.mark = (self.journal.highest(), Instant::now());
+        }
+    }
+
     fn publish(&mut self, position: Position) {
         if position > self.position {
             self.position = position;
             self.reached.send_replace(position);
+            self.mark();
         }
     }
 }

@@ -21,9 +21,9 @@ mod store;
 mod tests;
 
 use std::path::Path;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, RwLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use schemars::JsonSchema;
 use serde::Serialize;
@@ -72,6 +72,8 @@ pub struct ReadModels {
     tree: sled::Tree,
     reached: watch::Receiver<Position>,
     waiting: Arc<Waiting>,
+    journal: Arc<dyn Journal>,
+    seen: Arc<Seen>,
     fault: Arc<Mutex<Option<String>>>,
     stop: watch::Sender<Stop>,
     /// Taken by whoever closes.
@@ -84,6 +86,28 @@ pub struct ReadModels {
 struct Waiting {
     readers: AtomicUsize,
     arrived: Notify,
+}
+
+/// The newest moment of which it is known that the models show all that was in the journal then.
+struct Seen {
+    start: Instant,
+    /// Since the start.
+    until_ms: AtomicU64,
+}
+
+impl Seen {
+    fn since(start: Instant) -> Self {
+        Seen { start, until_ms: AtomicU64::new(0) }
+    }
+
+    fn set(&self, until: Instant) {
+        let until_ms = u64::try_from(until.saturating_duration_since(self.start).as_millis()).unwrap_or(u64::MAX);
+        self.until_ms.fetch_max(until_ms, Ordering::Relaxed);
+    }
+
+    fn get(&self) -> Instant {
+        self.start + Duration::from_millis(self.until_ms.load(Ordering::Relaxed))
+    }
 }
 
 impl ReadModels {
@@ -101,10 +125,19 @@ impl ReadModels {
         let (stop, stop_receiver) = watch::channel(Stop::No);
         let waiting = Arc::new(Waiting::default());
         let fault = Arc::new(Mutex::new(None));
-        let follower = Follower::new(journal, folds, reached_sender, stop_receiver, Arc::clone(&waiting), Arc::clone(&fault));
+        let seen = Arc::new(Seen::since(Instant::now()));
+        let follower = Follower::new(
+            Arc::clone(&journal),
+            folds,
+            reached_sender,
+            stop_receiver,
+            Arc::clone(&waiting),
+            Arc::clone(&seen),
+            Arc::clone(&fault),
+        );
         let task = Mutex::new(Some(tokio::spawn(follower.run())));
         let turns = Semaphore::new(QUERIES_AT_ONCE);
-        Ok(Arc::new(ReadModels { index, tree, reached, waiting, fault, stop, task, turns }))
+        Ok(Arc::new(ReadModels { index, tree, reached, waiting, journal, seen, fault, stop, task, turns }))
     }
 
     /// Waits until the models contain everything up to `position`; false when they do not within `wait`, or when the
@@ -121,6 +154,17 @@ impl ReadModels {
     /// How far the models have come.
     pub fn position(&self) -> Position {
         *self.reached.borrow()
+    }
+
+    /// How old the newest state of the journal is that the models show in full; nothing while they show it all. After a
+    /// start it is counted from the start on.
+    pub fn behind(&self) -> Duration {
+        let now = Instant::now();
+        if self.position() >= self.journal.highest() {
+            self.seen.set(now);
+            return Duration::ZERO;
+        }
+        now.saturating_duration_since(self.seen.get())
     }
 
     /// What keeps the models from following the journal, if anything does: for `/health/ready`.

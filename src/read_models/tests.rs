@@ -509,6 +509,50 @@ async fn an_unreadable_journal_is_asked_again() {
 }
 
 #[tokio::test]
+async fn models_that_keep_up_with_a_journal_that_never_rests_stay_a_little_behind() {
+    let (dir, journal) = (tempfile::tempdir().unwrap(), Arc::new(VecJournal::new()));
+    let models = caught_up(dir.path(), &journal).await;
+    let deadline = Instant::now() + WAIT;
+    let (mut before, mut fell) = (Duration::ZERO, 0);
+    while fell < 3 {
+        assert!(Instant::now() < deadline, "it only grows: {before:?}");
+        // More than one, so that no first of them is the newest; looked at before the follower can have seen them.
+        for _ in 0..3 {
+            journal.put("inventory", "a", &[stock(1)]);
+        }
+        let behind = models.behind();
+        assert!(behind > Duration::ZERO || before == Duration::ZERO, "what was just written is not shown yet");
+        fell += usize::from(behind < before);
+        before = behind;
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    models.close().await;
+}
+
+#[tokio::test]
+async fn models_that_cannot_follow_fall_behind_by_the_clock_and_catch_up() {
+    let (dir, journal) = (tempfile::tempdir().unwrap(), Arc::new(VecJournal::new()));
+    let models = caught_up(dir.path(), &journal).await;
+    journal.put("product", "prod_1", &[created(content("A", &[("a", 1)]))]);
+    assert!(models.reached(journal.highest(), WAIT).await);
+    assert_eq!(models.behind(), Duration::ZERO);
+    models.abandon().await;
+
+    journal.put("product", "prod_2", &[created(content("B", &[("b", 1)]))]);
+    let deadline = Instant::now() + WAIT;
+    let (first, begun) = (models.behind(), Instant::now());
+    while models.behind() < first + Duration::from_millis(20) {
+        assert!(Instant::now() < deadline, "it does not grow");
+        tokio::task::yield_now().await;
+    }
+    assert!(begun.elapsed() >= Duration::from_millis(19), "no faster than the clock");
+
+    drop(models);
+    let again = caught_up(dir.path(), &journal).await;
+    assert_eq!(again.behind(), Duration::ZERO);
+}
+
+#[tokio::test]
 async fn nobody_waits_longer_than_they_said_nor_for_a_follower_that_has_ended() {
     let dir = tempfile::tempdir().unwrap();
     let models = caught_up(dir.path(), &shop()).await;

@@ -7,9 +7,11 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-#[path = "../crash/node.rs"]
+#[path = "../support/node.rs"]
 #[allow(dead_code)]
 mod node;
+#[path = "../support/python.rs"]
+mod python_tools;
 mod tools;
 
 use std::fs;

@@ -6,7 +6,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
-use sha2::{Digest, Sha256};
+use crate::python_tools::environment;
 
 /// Cases for each operation and phase.
 const EXAMPLES: &str = "25";
@@ -18,36 +18,9 @@ fn here() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/contract")
 }
 
-/// The environment's programs. It is made once for each content of `requirements.txt`.
 fn programs() -> &'static Path {
     static PROGRAMS: OnceLock<PathBuf> = OnceLock::new();
-    PROGRAMS.get_or_init(|| {
-        let requirements = here().join("requirements.txt");
-        let digest: String =
-            Sha256::digest(fs::read(&requirements).unwrap()).iter().take(6).map(|b| format!("{b:02x}")).collect();
-        let target = Path::new(env!("CARGO_BIN_EXE_souk")).ancestors().nth(2).unwrap();
-        // Another run may be installing it right now.
-        let lock = File::create(target.join("contract.lock")).unwrap();
-        lock.lock().unwrap();
-        let folder = target.join(format!("contract-{digest}"));
-        let ready = folder.join("ready");
-        if !ready.exists() {
-            eprintln!("installing schemathesis into {}", folder.display());
-            let _ = fs::remove_dir_all(&folder);
-            // Debian's python3 makes environments without a pip of their own: the one that is there installs into them.
-            run(Command::new("python3").args(["-m", "venv", "--without-pip"]).arg(&folder));
-            let mut install = Command::new("python3");
-            install.args(["-m", "pip", "--python"]).arg(folder.join("bin/python"));
-            run(install.args(["install", "--quiet", "--disable-pip-version-check", "-r"]).arg(&requirements));
-            File::create(ready).unwrap();
-        }
-        folder.join("bin")
-    })
-}
-
-fn run(command: &mut Command) {
-    let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}. Is python3 with pip installed?"));
-    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+    PROGRAMS.get_or_init(|| environment("contract", &here().join("requirements.txt")))
 }
 
 /// Runs a script of this folder in the environment.

@@ -6,13 +6,11 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use serde_json::{Value, json};
-use souk::actors::clock::Clock;
-use souk::http::identity::keys::Keys;
-use souk::http::identity::operators_token;
 use souk::integrations::http_client::{Client, Header, Limits, Origin, bearer, percent_encoded};
 
-use crate::node::until;
-use crate::shopper::{Memory, OrderMemory, STOCK, lines};
+use crate::node::{operator, until};
+use crate::purchase::lines;
+use crate::shopper::{Memory, OrderMemory, STOCK};
 
 /// How long the stock is waited for.
 const LOOKS_MAX: usize = 400;
@@ -55,8 +53,7 @@ fn is_final(order: &Value) -> bool {
 
 impl Auditor {
     pub fn new(origin: Origin, data: &Path) -> Auditor {
-        let now = Clock::default().now();
-        let admin = operators_token(Keys::open_existing(&data.join("keys"), now).unwrap(), now).unwrap();
+        let admin = operator(data);
         let client = Client::new(origin.clone(), Limits::default()).into();
         Auditor { origin, admin, client }
     }

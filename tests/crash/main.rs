@@ -4,6 +4,9 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod audit;
+#[path = "../support/node.rs"]
 mod node;
 mod promises;
+#[path = "../support/purchase.rs"]
+mod purchase;
 mod shopper;

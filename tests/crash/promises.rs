@@ -14,7 +14,8 @@ use tokio::task::JoinHandle;
 
 use crate::audit::{Auditor, End};
 use crate::node::{DEADLINE, Node, run, until};
-use crate::shopper::{Memory, Scene, Shopper, purchase};
+use crate::purchase::purchase;
+use crate::shopper::{Memory, Scene, Shopper};
 
 const ROUNDS: usize = 20;
 const SHOPPERS: usize = 8;

@@ -11,6 +11,7 @@ use souk::integrations::http_client::{Answer, Client, Header, IDEMPOTENCY_KEY, L
 use tokio::sync::watch;
 
 use crate::node::DEADLINE;
+use crate::purchase::{lines, purchase, text};
 
 /// Sku and units at the beginning: two that run out, two that do not.
 pub const STOCK: [(&str, u64); 4] = [("RARE-1", 25), ("RARE-2", 60), ("MANY-1", 50_000), ("MANY-2", 50_000)];
@@ -55,23 +56,6 @@ pub struct Shopper {
     with_slow: bool,
     client: Option<(String, Client)>,
     keys: usize,
-}
-
-fn text(value: &Value) -> String {
-    value.as_str().unwrap_or_else(|| panic!("not a text: {value}")).to_owned()
-}
-
-pub fn lines(shown: &Value) -> BTreeMap<String, u64> {
-    let lines = shown["lines"].as_array().unwrap_or_else(|| panic!("no lines in {shown}"));
-    lines.iter().map(|line| (text(&line["sku"]), line["quantity"].as_u64().unwrap())).collect()
-}
-
-pub fn purchase(token: &str) -> Value {
-    json!({
-        "payment": { "provider": "sandbox", "token": token },
-        "shipping_address": { "name": "Ada", "line1": "1 Way", "city": "Fez", "postal_code": "30000", "country": "MA" },
-        "email": "ada@souk.test",
-    })
 }
 
 impl Shopper {

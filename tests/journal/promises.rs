@@ -38,15 +38,40 @@ pub async fn append_with(
     payload: &str,
     wake: Wake,
 ) -> Result<Position, AppendError> {
-    let (done, answer) = oneshot::channel();
+    let after = standing(journal, entity, expected).await;
     let payload = Bytes::copy_from_slice(payload.as_bytes());
-    let append = Append { entity: entity.clone(), expected, count, payload, wake };
+    append_whole(journal, Append { entity: entity.clone(), expected, after, count, payload, wake }).await
+}
+
+pub async fn append_whole(journal: &dyn Journal, append: Append) -> Result<Position, AppendError> {
+    let (done, answer) = oneshot::channel();
     journal.append(append, Box::new(move |result| drop(done.send(result))));
     within(answer).await.expect("the journal answers every append")
 }
 
+/// An append of one record by somebody who remembers where the last one stands.
+pub async fn append_after(
+    journal: &dyn Journal,
+    entity: &EntityKey,
+    expected: Version,
+    after: Position,
+    payload: &str,
+) -> Result<Position, AppendError> {
+    let payload = Bytes::copy_from_slice(payload.as_bytes());
+    append_whole(journal, Append { entity: entity.clone(), expected, after, count: 1, payload, wake: Wake::Never }).await
+}
+
+/// Where the batch stands that ends with a version; for a version that is not there, somewhere that is not there either.
+async fn standing(journal: &dyn Journal, entity: &EntityKey, version: Version) -> Position {
+    if version == 0 {
+        return Position(0);
+    }
+    let batches = within(journal.read(entity, version, Position(0), 1)).await.expect("readable");
+    batches.first().filter(|batch| batch.last() == version).map_or(Position(u64::MAX / 2), |batch| batch.position)
+}
+
 pub async fn payloads(journal: &dyn Journal, entity: &EntityKey) -> Vec<String> {
-    let batches = within(journal.read(entity, 1, usize::MAX)).await.expect("readable");
+    let batches = within(journal.read(entity, 1, Position(0), usize::MAX)).await.expect("readable");
     batches.iter().map(|batch| String::from_utf8(batch.payload.to_vec()).expect("text")).collect()
 }
 
@@ -56,7 +81,7 @@ pub async fn next(stream: &mut BoxStream<'static, Result<Committed, ReadError>>)
 
 pub async fn what_is_appended_is_read_back(journal: Arc<dyn Journal>) {
     let (a, b) = (cart("a"), cart("a2"));
-    assert_eq!(within(journal.read(&a, 1, 10)).await, Ok(vec![]));
+    assert_eq!(within(journal.read(&a, 1, Position(0), 10)).await, Ok(vec![]));
     let first = append_with(&*journal, &a, 0, 2, "one two", Wake::Never).await.expect("stored");
     let other = append(&*journal, &b, 0, "other").await.expect("stored");
     let second = append_with(&*journal, &a, 2, 3, "three four five", Wake::Never).await.expect("stored");
@@ -75,7 +100,7 @@ pub async fn what_is_appended_is_read_back(journal: Arc<dyn Journal>) {
         (1, 1, vec![one.clone()]),
         (1, 0, vec![]),
     ] {
-        assert_eq!(within(journal.read(&a, from, limit)).await, Ok(expected), "from {from}, limit {limit}");
+        assert_eq!(within(journal.read(&a, from, Position(0), limit)).await, Ok(expected), "from {from}, limit {limit}");
     }
     assert_eq!(payloads(&*journal, &b).await, ["other"]);
 }
@@ -121,7 +146,8 @@ pub async fn ten_thousand_appends_by_many_tasks_are_all_there_and_ordered(journa
             tokio::spawn(async move {
                 let mut last = Position(0);
                 for version in 0..EACH {
-                    let at = append(&*journal, &cart(writer), version, &format!("{version}")).await.expect("stored");
+                    let payload = version.to_string();
+                    let at = append_after(&*journal, &cart(writer), version, last, &payload).await.expect("stored");
                     assert!(at > last);
                     assert!(journal.highest() >= at, "what is acknowledged is visible");
                     last = at;
@@ -199,4 +225,75 @@ pub async fn the_agenda_holds_the_newest_wake(journal: Arc<dyn Journal>) {
     let refused = append_with(&*journal, &c, 0, 1, "stale", Wake::Never).await;
     assert!(refused.is_err());
     assert_eq!(within(journal.agenda(None, 10)).await, Ok(all));
+}
+
+/// A browser that comes back says only its version; an actor that comes to life says also where that was.
+pub async fn an_entity_is_read_from_any_version_on_with_and_without_a_hint(journal: Arc<dyn Journal>) {
+    const BATCHES: u64 = 40;
+    let a = cart("a");
+    let mut batches = Vec::new();
+    let (mut expected, mut after) = (0, Position(0));
+    for index in 0..BATCHES {
+        // Others in between, so that positions and versions differ.
+        for other in 0..index % 30 {
+            append(&*journal, &cart(format!("{index}-{other}")), 0, "other").await.expect("stored");
+        }
+        let count = 1 + (index % 3) as u32;
+        let payload = Bytes::from(format!("batch {index}"));
+        let append = Append { entity: a.clone(), expected, after, count, payload: payload.clone(), wake: Wake::Never };
+        after = append_whole(&*journal, append).await.expect("stored");
+        batches.push(Batch { first: expected + 1, count, position: after, payload });
+        expected += u64::from(count);
+        assert_eq!(within(journal.newest(&a)).await, Ok(after));
+    }
+    assert_eq!(within(journal.newest(&cart("nobody"))).await, Ok(Position(0)));
+    for from in 1..=expected + 1 {
+        let wanted: Vec<Batch> = batches.iter().filter(|batch| batch.last() >= from).cloned().collect();
+        let exact = wanted.first().map_or(after, |batch| batch.position);
+        let before = batches.iter().rev().find(|batch| batch.last() < from).map_or(Position(1), |batch| batch.position);
+        // The last two are mistakes of a caller, who hears the truth all the same.
+        for near in [Position(0), Position(1), before, exact, after, Position(after.0 + 1_000)] {
+            for limit in [1, 7, usize::MAX] {
+                let wanted: Vec<Batch> = wanted.iter().take(limit).cloned().collect();
+                let read = within(journal.read(&a, from, near, limit)).await;
+                assert_eq!(read, Ok(wanted), "from {from}, near {near:?}, limit {limit}");
+            }
+        }
+    }
+}
+
+pub async fn any_text_is_a_key(journal: Arc<dyn Journal>) {
+    let ids = ["", "=", "a.b", "a b", "*", ">", "ünï/cödé \u{1}\u{7f} 🛒", "\r\n", &"x".repeat(1_000), &"ü".repeat(500)];
+    for (version, round) in ["first", "second"].iter().enumerate() {
+        for id in ids {
+            append(&*journal, &cart(id), version as u64, &format!("{round} {id}")).await.expect("stored");
+        }
+    }
+    let mut stream = journal.follow(Position(0));
+    for id in ids.iter().chain(&ids) {
+        assert_eq!(next(&mut stream).await.entity, cart(id));
+    }
+    for id in ids {
+        assert_eq!(payloads(&*journal, &cart(id)).await, [format!("first {id}"), format!("second {id}")]);
+    }
+}
+
+pub async fn a_batch_may_be_as_large_as_is_said_and_no_larger(journal: Arc<dyn Journal>) {
+    let max = journal.batch_bytes_max();
+    let a = cart("a");
+    let large = |bytes: usize| "x".repeat(bytes);
+    for expected in 0..3 {
+        append(&*journal, &a, expected, &large(max)).await.expect("stored");
+    }
+    match append(&*journal, &a, 3, &large(max + 1)).await {
+        Err(AppendError::NotWritten(why)) => assert!(why.contains("cart/a"), "{why}"),
+        other => panic!("{other:?}"),
+    }
+    append(&*journal, &a, 3, "small").await.expect("stored");
+    let sizes: Vec<usize> = payloads(&*journal, &a).await.iter().map(String::len).collect();
+    assert_eq!(sizes, [max, max, max, 5]);
+    let mut stream = journal.follow(Position(0));
+    for size in sizes {
+        assert_eq!(next(&mut stream).await.batch.payload.len(), size);
+    }
 }

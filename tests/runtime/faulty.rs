@@ -1,6 +1,6 @@
 //! A journal that fails, stalls, or stores and says that it failed, as told; otherwise the real one.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use futures_util::future::BoxFuture;
@@ -13,6 +13,8 @@ use souk::persistence::{Append, AppendError, Batch, Committed, EntityKey, Journa
 pub enum Fault {
     None,
     NotWritten,
+    /// Not stored: somebody else was first.
+    Conflict,
     /// Stored, and said to be unknown.
     StoredButUnknown,
     /// Kept back until the stall ends.
@@ -26,6 +28,12 @@ pub struct Faulty {
     rule: Mutex<Rule>,
     stalled: Mutex<Vec<(Append, Done)>>,
     pub appends: AtomicU64,
+    /// Whether it says neither what an entity's newest batch is nor who must be woken.
+    pub is_mute: AtomicBool,
+    /// Nothing can be read.
+    pub unreadable: AtomicBool,
+    /// How often that was said.
+    pub unread: AtomicU64,
 }
 
 impl Faulty {
@@ -35,6 +43,9 @@ impl Faulty {
             rule: Mutex::new(Box::new(|_| Fault::None)),
             stalled: Mutex::default(),
             appends: AtomicU64::new(0),
+            is_mute: AtomicBool::new(false),
+            unreadable: AtomicBool::new(false),
+            unread: AtomicU64::new(0),
         })
     }
 
@@ -63,6 +74,9 @@ impl Journal for Faulty {
         match fault {
             Fault::None => self.inner.append(append, done),
             Fault::NotWritten => done(Err(AppendError::NotWritten("as told".into()))),
+            Fault::Conflict => {
+                done(Err(AppendError::Conflict { expected: append.expected, actual: append.expected + 1 }));
+            }
             Fault::StoredButUnknown => self
                 .inner
                 .append(append, Box::new(|stored| done(stored.and_then(|_| Err(AppendError::Unknown("as told".into())))))),
@@ -70,12 +84,33 @@ impl Journal for Faulty {
         }
     }
 
-    fn read<'a>(&'a self, entity: &'a EntityKey, from: Version, limit: usize) -> BoxFuture<'a, Result<Vec<Batch>, ReadError>> {
-        self.inner.read(entity, from, limit)
+    fn read<'a>(
+        &'a self,
+        entity: &'a EntityKey,
+        from: Version,
+        near: Position,
+        limit: usize,
+    ) -> BoxFuture<'a, Result<Vec<Batch>, ReadError>> {
+        if self.unreadable.load(Ordering::SeqCst) {
+            self.unread.fetch_add(1, Ordering::SeqCst);
+            return Box::pin(std::future::ready(Err(ReadError::Unreadable("as told".into()))));
+        }
+        self.inner.read(entity, from, near, limit)
+    }
+
+    fn newest<'a>(&'a self, entity: &'a EntityKey) -> BoxFuture<'a, Result<Position, ReadError>> {
+        match self.is_mute.load(Ordering::SeqCst) {
+            true => Box::pin(std::future::ready(Err(ReadError::Unreadable("as told".into())))),
+            false => self.inner.newest(entity),
+        }
     }
 
     fn follow(&self, after: Position) -> BoxStream<'static, Result<Committed, ReadError>> {
         self.inner.follow(after)
+    }
+
+    fn end(&self) -> BoxFuture<'_, Result<Position, ReadError>> {
+        Box::pin(std::future::ready(Ok(self.highest())))
     }
 
     fn highest(&self) -> Position {
@@ -87,6 +122,9 @@ impl Journal for Faulty {
         after: Option<&'a EntityKey>,
         limit: usize,
     ) -> BoxFuture<'a, Result<Vec<(EntityKey, Wake)>, ReadError>> {
-        self.inner.agenda(after, limit)
+        match self.is_mute.load(Ordering::SeqCst) {
+            true => Box::pin(std::future::ready(Err(ReadError::Unreadable("as told".into())))),
+            false => self.inner.agenda(after, limit),
+        }
     }
 }

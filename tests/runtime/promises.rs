@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use souk::actors::gate::Bounds;
 use souk::actors::{AskError, Caller, Config, Failure, Runtime};
-use souk::domain::CommandId;
+use souk::domain::{CommandId, SagaEnding};
 use souk::persistence::{Embedded, Journal, Options, Snapshots};
 use tempfile::TempDir;
 
@@ -15,12 +15,12 @@ use crate::tally::{Command, State, Tally, builder};
 
 const DEADLINE: Duration = Duration::from_secs(20);
 
-async fn within<T>(future: impl Future<Output = T>) -> T {
+pub async fn within<T>(future: impl Future<Output = T>) -> T {
     tokio::time::timeout(DEADLINE, future).await.expect("it should not take this long")
 }
 
 /// Awaits a condition, with a deadline.
-async fn until<F: Future<Output = bool>>(what: &str, mut condition: impl FnMut() -> F) {
+pub async fn until<F: Future<Output = bool>>(what: &str, mut condition: impl FnMut() -> F) {
     let awaited = async {
         while !condition().await {
             tokio::time::sleep(Duration::from_millis(5)).await;
@@ -153,8 +153,8 @@ async fn an_entity_that_keeps_dying_is_set_aside_and_can_be_released() {
     let aside = node.runtime.census().set_aside;
     assert_eq!((aside[0].kind.as_str(), aside[0].id.as_str()), ("tally", "a"));
     assert!(aside[0].reason.contains("as commanded"), "{}", aside[0].reason);
-    assert!(!node.runtime.release("tally", "b"));
-    assert!(node.runtime.release("tally", "a"));
+    assert!(!node.runtime.release("tally", "b").await);
+    assert!(node.runtime.release("tally", "a").await);
     assert_eq!(node.ask("a", Command::Add(1)).await, Ok(2));
 }
 
@@ -419,6 +419,46 @@ async fn what_is_owed_and_what_is_due_wait_ever_longer_while_the_store_takes_not
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_debt_that_waits_to_be_tried_again_does_not_wait_for_an_hour_that_the_clock_was_set_back() {
+    const HOUR: Duration = Duration::from_secs(3_600);
+    let dir = folder();
+    let node = Node::start(dir.path(), Config::default()).await;
+    node.runtime.clock().advance(HOUR);
+    node.faulty.rule(|append| if append.entity.id() == "b" { Fault::NotWritten } else { Fault::None });
+    node.ask("a", Command::Give { to: "b".into(), number: 1, amount: 5 }).await.unwrap();
+    until("it was tried", || async { node.runtime.counters().failed_writes.get() >= 2 }).await;
+    node.runtime.clock().set_back(HOUR);
+    node.faulty.heal();
+    until("it arrived", || async { node.state("b").await.total == 5 }).await;
+    until("and is no longer owed", || async { node.state("a").await.giving.is_empty() }).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_that_came_while_the_journal_could_not_be_read_is_asked_for_again_soon() {
+    let dir = folder();
+    let node = Node::start(dir.path(), Config::default()).await;
+    node.faulty.rule(|append| if append.entity.id() == "b" { Fault::Stall } else { Fault::None });
+    node.ask("a", Command::Give { to: "b".into(), number: 1, amount: 5 }).await.unwrap();
+    until("b is about to take it", || async { node.faulty.stalled() == 1 }).await;
+    // Now a forgets what it knows, and cannot read it again.
+    node.faulty.unreadable.store(true, Ordering::SeqCst);
+    node.faulty.rule(|_| Fault::NotWritten);
+    assert!(node.ask("a", Command::Add(1)).await.is_err());
+    let before = node.embedded.highest();
+    node.faulty.heal();
+    until("b has taken it", || async { node.embedded.highest() > before }).await;
+    let unread = || node.faulty.unread.load(Ordering::SeqCst);
+    let after_answer = unread() + 3;
+    until("a has heard so in vain", || async { unread() >= after_answer }).await;
+    let began = Instant::now();
+    node.faulty.unreadable.store(false, Ordering::SeqCst);
+    until("and is no longer owed", || async { node.state("a").await.giving.is_empty() }).await;
+    // An attempt that was not answered is taken for dead after eleven seconds.
+    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+    assert_eq!(node.state("b").await.total, 5);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_debt_from_before_a_crash_is_delivered_without_anybody_asking() {
     let dir = folder();
     let node = Node::start(dir.path(), Config::default()).await;
@@ -509,4 +549,48 @@ async fn a_drained_node_has_finished_what_was_in_flight_and_takes_no_more() {
     assert_eq!(caller.await.unwrap(), Ok(1));
     assert!(draining.await.unwrap(), "everybody left");
     assert_eq!(node.residents(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_saga_counts_once_it_has_ended_durably_and_a_conflict_is_a_failed_write_of_its_own_kind() {
+    let dir = folder();
+    let node = Node::start(dir.path(), Config::default()).await;
+    let sagas = || node.runtime.sagas().map(|(kind, ending, counted)| (kind, ending, counted.count)).collect::<Vec<_>>();
+    let waiter = async {
+        // It is answered by the failure of the first settlement's write.
+        let _ = node.ask_as("a", "waiter", Command::WaitForSettle).await;
+    };
+    let settlement = async {
+        until("somebody waits", || async { !node.state("a").await.waiting.is_empty() }).await;
+        node.faulty.rule(|_| Fault::Conflict);
+        node.ask("a", Command::Settle).await.unwrap_err();
+        assert_eq!(sagas(), [], "nothing that failed has ended");
+        node.faulty.heal();
+        node.ask("a", Command::Settle).await.unwrap();
+    };
+    tokio::join!(waiter, settlement);
+    assert_eq!(sagas(), [("tally", SagaEnding::Completed, 1)]);
+
+    node.ask("a", Command::Settle).await.unwrap();
+    assert_eq!(sagas(), [("tally", SagaEnding::Completed, 1)], "what has ended does not end again");
+
+    let counters = node.runtime.counters();
+    assert_eq!((counters.conflicts.get(), counters.failed_writes.get()), (1, 1));
+    assert_eq!(counters.appends.counted().count, counters.writes.get() - 1, "each that was stored, and no other");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_deepest_mailbox_shows_while_its_commands_wait() {
+    let dir = folder();
+    let node = Node::start(dir.path(), Config::default()).await;
+    node.faulty.rule(|append| if append.entity.id() == "slow" { Fault::Stall } else { Fault::None });
+    let deepest = || node.runtime.deepest().map(|(_, depth)| depth).max();
+    let add = async |id, amount| node.ask(id, Command::Add(amount)).await.unwrap();
+    let added = async { tokio::join!(add("slow", 1), add("slow", 2), add("quick", 3)) };
+    let look = async {
+        until("two wait for one entity", || async { deepest() == Some(2) }).await;
+        node.faulty.heal();
+    };
+    tokio::join!(added, look);
+    until("nobody waits", || async { deepest() == Some(0) }).await;
 }

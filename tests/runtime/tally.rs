@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
-use souk::domain::{CommandId, Context, Debt, Decision, Entity, Timestamp};
+use souk::domain::{CommandId, Context, Debt, Decision, Entity, Saga, SagaEnding, Timestamp};
 
 pub struct Tally;
 
@@ -161,6 +161,12 @@ impl Entity for Tally {
 
     fn elapse() -> Option<Command> {
         Some(Command::Ring)
+    }
+
+    /// Under way while somebody waits.
+    fn saga(state: &State) -> Option<Saga> {
+        let ending = state.waiting.is_empty().then_some(SagaEnding::Completed);
+        Some(Saga { begun: Timestamp::default(), ending })
     }
 }
 

@@ -8,6 +8,11 @@
 //! 2. From then on the newest key signs. A replaced one verifies for [`RETIRED_AFTER_MS`], and its file is removed by the
 //!    first rotation after that.
 //!
+//! In a cluster they lie in the keystore that its nodes share, under the same ids. Who makes the first key is agreed upon
+//! there: a name that only one can take says which key it is, and of all who make that key one is first. The keystore is
+//! listed by a task, when it tells of a change and once in [`LOOK_MS`], so that nobody waits for it; cut off from it, a
+//! node goes on with the keys it has.
+//!
 //! Or the operator gives one file, with one key or several: the first signs, all verify, and whoever replaces the file
 //! has rotated. A key taken away, in either form, verifies nothing from the next look at the folder on.
 //!
@@ -23,18 +28,21 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use ed25519_dalek::pkcs8::spki::der::pem::LineEnding;
 use ed25519_dalek::pkcs8::{DecodePrivateKey, EncodePrivateKey, KeypairBytes};
 use ed25519_dalek::{Signature, Signer, SigningKey, VerifyingKey};
+use futures_util::{StreamExt, stream};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
+use tokio::sync::Notify;
 use ulid::Ulid;
 use zeroize::Zeroizing;
 
+use super::keystore::{Keystore, KeystoreError, Name, Value as Kept};
 use super::{NoRandomness, private_file, random};
 use crate::domain::Timestamp;
 use crate::domain::time::{MINUTE_MS, SECOND_MS};
@@ -59,16 +67,22 @@ const PEM_END: &str = "-----END PRIVATE KEY-----";
 pub enum KeysError {
     #[error("{}: {source}", path.display())]
     File { path: PathBuf, source: io::Error },
-    #[error("{} holds no Ed25519 key as PKCS#8 PEM (`openssl genpkey -algorithm ed25519` makes one)", path.display())]
-    NotAKey { path: PathBuf },
-    #[error("{} has a name that is no key's id: keys are made by `souk keys rotate`", path.display())]
-    NotAName { path: PathBuf },
+    #[error(transparent)]
+    Keystore(#[from] KeystoreError),
+    #[error("{place} holds no Ed25519 key as PKCS#8 PEM (`openssl genpkey -algorithm ed25519` makes one)")]
+    NotAKey { place: String },
+    #[error("{place} has a name that is no key's id: keys are made by `souk keys rotate`")]
+    NotAName { place: String },
     #[error("there are {KEYS_MAX} keys already; a replaced one leaves a day after its replacement")]
     TooMany,
     #[error("the signing key is given as a file: replace {} to rotate it", path.display())]
     Given { path: PathBuf },
-    #[error("{} holds no key", path.display())]
-    NoKey { path: PathBuf },
+    #[error("{place} holds no key")]
+    NoKey { place: String },
+    #[error("there is no key {kid}")]
+    NoSuchKey { kid: String },
+    #[error("{kid} is the only key: make another first")]
+    OnlyKey { kid: String },
     #[error(transparent)]
     NoRandomness(#[from] NoRandomness),
 }
@@ -151,6 +165,10 @@ impl KeySet {
         self.keys.iter().find(|key| key.header == header).filter(|key| !key.is_retired(now))
     }
 
+    fn retired(&self, now: Timestamp) -> impl Iterator<Item = &Key> {
+        self.keys.iter().filter(move |key| key.is_retired(now))
+    }
+
     /// All that verify, the newest first.
     pub fn verifying(&self, now: Timestamp) -> impl Iterator<Item = &Key> {
         self.keys.iter().filter(move |key| !key.is_retired(now))
@@ -163,23 +181,31 @@ impl KeySet {
 }
 
 /// Where the keys lie.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 enum Source {
     Folder(PathBuf),
     File(PathBuf),
+    Store(Arc<dyn Keystore>),
 }
 
-/// What was seen of the files without reading them.
+/// What was seen of the keys without reading them.
 type Seen = Vec<(PathBuf, u64, Option<SystemTime>)>;
 
-/// The keys of this node, read again when their files change.
-#[derive(Debug)]
+/// The keys of this node, read again when they change.
 pub struct Keys {
     source: Source,
     current: RwLock<Arc<KeySet>>,
     /// Held while the files are looked at, by one thread at a time.
     seen: Mutex<Seen>,
     looked_ms: AtomicI64,
+    /// Has whoever follows the keystore look at once.
+    wanted: Notify,
+}
+
+impl fmt::Debug for Keys {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Keys").field("current", &self.held()).finish_non_exhaustive()
+    }
 }
 
 impl Keys {
@@ -187,31 +213,76 @@ impl Keys {
     pub fn open(folder: &Path, now: Timestamp) -> Result<Self, KeysError> {
         let failed = |source| KeysError::File { path: folder.to_owned(), source };
         private_file::create_folder(folder).map_err(failed)?;
-        let source = Source::Folder(folder.to_owned());
-        if seen(&source)?.is_empty() {
-            make(folder, now)?;
+        if seen_in_folder(folder)?.is_empty() {
+            create(folder, &Made::new(now)?)?;
         }
-        Keys::read(source, now)
+        Keys::of_files(Source::Folder(folder.to_owned()), now)
     }
 
     /// The keys of a folder as they are; none is made.
     pub fn open_existing(folder: &Path, now: Timestamp) -> Result<Self, KeysError> {
-        Keys::read(Source::Folder(folder.to_owned()), now)
+        Keys::of_files(Source::Folder(folder.to_owned()), now)
     }
 
     /// The keys in one file that the operator gives.
     pub fn given(file: &Path, now: Timestamp) -> Result<Self, KeysError> {
-        Keys::read(Source::File(file.to_owned()), now)
+        Keys::of_files(Source::File(file.to_owned()), now)
     }
 
-    fn read(source: Source, now: Timestamp) -> Result<Self, KeysError> {
+    fn of_files(source: Source, now: Timestamp) -> Result<Self, KeysError> {
         let seen = seen(&source)?;
         let keys = read(&source, &seen)?;
         for (path, ..) in seen.iter().filter(|(path, ..)| private_file::is_exposed(path)) {
             tracing::warn!("{} can be read by others on this machine: set its mode to 0600", path.display());
         }
-        let current = RwLock::new(Arc::new(KeySet { keys, generation: 0 }));
-        Ok(Keys { source, current, seen: Mutex::new(seen), looked_ms: AtomicI64::new(now.as_millis()) })
+        Ok(Keys::new(source, keys, seen, now))
+    }
+
+    fn new(source: Source, keys: Vec<Key>, seen: Seen, now: Timestamp) -> Self {
+        Keys {
+            source,
+            current: RwLock::new(Arc::new(KeySet { keys, generation: 0 })),
+            seen: Mutex::new(seen),
+            looked_ms: AtomicI64::new(now.as_millis()),
+            wanted: Notify::new(),
+        }
+    }
+
+    /// The keys that nodes share, whose first is made if there is none.
+    pub async fn shared(store: Arc<dyn Keystore>, now: Timestamp) -> Result<Self, KeysError> {
+        if store.signing_keys().await?.is_empty() {
+            make_first(&*store, now).await?;
+        }
+        Keys::shared_existing(store, now).await
+    }
+
+    /// The keys that nodes share, as they are; none is made.
+    pub async fn shared_existing(store: Arc<dyn Keystore>, now: Timestamp) -> Result<Self, KeysError> {
+        let kids = store.signing_keys().await?;
+        let keys = fetch(&*store, kids).await?;
+        Ok(Keys::new(Source::Store(store), keys, Seen::new(), now))
+    }
+
+    /// Looks for changes of keys that nodes share, until these keys are dropped. Keys in files are looked at by whoever
+    /// asks for them.
+    pub fn follow(keys: &Arc<Keys>) {
+        let Source::Store(store) = &keys.source else { return };
+        let (changes, keys) = (store.changes(), Arc::downgrade(keys));
+        tokio::spawn(async move {
+            let mut changes =
+                changes.filter(|name| std::future::ready(matches!(name, Name::SigningKey(_)))).chain(stream::pending());
+            loop {
+                let Some(keys) = keys.upgrade() else { break };
+                tokio::select! {
+                    _ = changes.next() => {}
+                    () = keys.wanted.notified() => {}
+                    () = tokio::time::sleep(Duration::from_millis(LOOK_MS as u64)) => {}
+                }
+                if let Err(error) = keys.refresh().await {
+                    tracing::warn!(%error, "the shared signing keys cannot be read again; those known so far stay in use");
+                }
+            }
+        });
     }
 
     /// The keys, at most [`LOOK_MS`] old.
@@ -220,7 +291,8 @@ impl Keys {
         self.held()
     }
 
-    /// The keys for whoever has met one that is not among [`Keys::current`]: at most [`LOOK_FOR_UNKNOWN_MS`] old.
+    /// The keys for whoever has met one that is not among [`Keys::current`]: at most [`LOOK_FOR_UNKNOWN_MS`] old. Those
+    /// that nodes share are then looked for, and are there a moment later.
     pub fn newest(&self, now: Timestamp) -> Arc<KeySet> {
         self.look(now, LOOK_FOR_UNKNOWN_MS);
         self.held()
@@ -231,21 +303,55 @@ impl Keys {
         let folder = match &self.source {
             Source::Folder(folder) => folder,
             Source::File(path) => return Err(KeysError::Given { path: path.clone() }),
+            Source::Store(_) => return Err(KeystoreError::Refused("these keys are shared".to_owned()).into()),
         };
         self.look_now()?;
         let keys = self.held();
-        for key in keys.keys.iter().filter(|key| key.is_retired(now)) {
+        for key in keys.retired(now) {
             let path = path_of(folder, &key.kid);
             private_file::destroy(&path).map_err(|source| KeysError::File { path, source })?;
         }
-        if keys.verifying(now).count() >= KEYS_MAX {
-            return Err(KeysError::TooMany);
-        }
-        // Not older than the newest, whatever the clock says: else it would be taken for one already replaced.
-        let newest = keys.keys.first().and_then(|key| key.made);
-        let kid = make(folder, newest.map_or(now, |newest| newest.plus_ms(1).max(now)))?;
+        let made = Made::next(&keys, now)?;
+        create(folder, &made)?;
         self.look_now()?;
-        Ok(kid)
+        Ok(made.kid)
+    }
+
+    /// The same with keys that nodes share, or are in a folder.
+    pub async fn rotate_anywhere(&self, now: Timestamp) -> Result<String, KeysError> {
+        let Source::Store(store) = &self.source else { return self.rotate(now) };
+        self.refresh().await?;
+        let keys = self.held();
+        for key in keys.retired(now) {
+            store.destroy(&Name::SigningKey(key.kid.clone())).await?;
+        }
+        let made = Made::next(&keys, now)?;
+        store.create(&Name::SigningKey(made.kid.clone()), &made.pem).await?;
+        self.refresh().await?;
+        Ok(made.kid)
+    }
+
+    /// Takes a key away, so that what it signed is refused within seconds: it may have been stolen.
+    pub async fn remove(&self, kid: &str) -> Result<(), KeysError> {
+        let keys = self.held();
+        if !keys.keys.iter().any(|key| key.kid == kid) {
+            return Err(KeysError::NoSuchKey { kid: kid.to_owned() });
+        }
+        if keys.keys.len() == 1 {
+            return Err(KeysError::OnlyKey { kid: kid.to_owned() });
+        }
+        match &self.source {
+            Source::File(path) => Err(KeysError::Given { path: path.clone() }),
+            Source::Folder(folder) => {
+                let path = path_of(folder, kid);
+                private_file::destroy(&path).map_err(|source| KeysError::File { path, source })?;
+                self.look_now()
+            }
+            Source::Store(store) => {
+                store.destroy(&Name::SigningKey(kid.to_owned())).await?;
+                self.refresh().await
+            }
+        }
     }
 
     fn held(&self) -> Arc<KeySet> {
@@ -263,7 +369,9 @@ impl Keys {
         if self.looked_ms.compare_exchange(looked_ms, now.as_millis(), order, order).is_err() {
             return;
         }
-        if let Err(error) = self.look_now() {
+        if matches!(self.source, Source::Store(_)) {
+            self.wanted.notify_one();
+        } else if let Err(error) = self.look_now() {
             tracing::error!(%error, "the signing keys cannot be read again; those known so far stay in use");
         }
     }
@@ -274,12 +382,97 @@ impl Keys {
         if *seen_before == seen {
             return Ok(());
         }
-        let keys = read(&self.source, &seen)?;
-        let generation = self.held().generation + 1;
-        tracing::info!(keys = keys.len(), "the signing keys have changed");
-        *self.current.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(KeySet { keys, generation });
+        self.hold(read(&self.source, &seen)?);
         *seen_before = seen;
         Ok(())
+    }
+
+    /// Lists the keys that nodes share, and reads them if they are others now: what a key's name stands for never changes.
+    async fn refresh(&self) -> Result<(), KeysError> {
+        let Source::Store(store) = &self.source else { return Ok(()) };
+        let kids = store.signing_keys().await?;
+        if self.held().keys.iter().rev().map(|key| &key.kid).eq(&kids) {
+            return Ok(());
+        }
+        self.hold(fetch(&**store, kids).await?);
+        Ok(())
+    }
+
+    fn hold(&self, keys: Vec<Key>) {
+        tracing::info!(keys = keys.len(), "the signing keys have changed");
+        let mut current = self.current.write().unwrap_or_else(PoisonError::into_inner);
+        let generation = current.generation + 1;
+        *current = Arc::new(KeySet { keys, generation });
+    }
+}
+
+/// A key that was made and is not kept yet.
+struct Made {
+    kid: String,
+    pem: Kept,
+}
+
+impl Made {
+    fn new(now: Timestamp) -> Result<Self, KeysError> {
+        Made::with_id(new_kid(now)?)
+    }
+
+    /// A key that follows these.
+    fn next(keys: &KeySet, now: Timestamp) -> Result<Self, KeysError> {
+        if keys.verifying(now).count() >= KEYS_MAX {
+            return Err(KeysError::TooMany);
+        }
+        // Not older than the newest, whatever the clock says: else it would be taken for one already replaced.
+        let newest = keys.keys.first().and_then(|key| key.made);
+        Made::new(newest.map_or(now, |newest| newest.plus_ms(1).max(now)))
+    }
+
+    fn with_id(kid: String) -> Result<Self, KeysError> {
+        // Without the public half: the form of RFC 5958's first version, which every tool reads.
+        let pair = KeypairBytes { secret_key: *Zeroizing::new(random()?), public_key: None };
+        let pem = pair.to_pkcs8_pem(LineEnding::LF).map_err(|_| KeysError::NotAKey { place: kid.clone() })?;
+        Ok(Made { kid, pem: Kept::new(pem.as_bytes().to_vec()) })
+    }
+}
+
+fn new_kid(now: Timestamp) -> Result<String, KeysError> {
+    let made_ms = u64::try_from(now.as_millis()).unwrap_or_default();
+    Ok(Ulid::from_parts(made_ms, u128::from_be_bytes(random()?)).to_string())
+}
+
+/// Makes the first of the keys that nodes share. Whoever does it at the same moment makes the same.
+async fn make_first(store: &dyn Keystore, now: Timestamp) -> Result<(), KeysError> {
+    let (name, mine) = (Name::FirstSigningKey, new_kid(now)?);
+    let agreed = match store.create(&name, mine.as_bytes()).await? {
+        true => Some(mine),
+        false => store.get(&name).await?.and_then(|kid| String::from_utf8(kid.to_vec()).ok()),
+    };
+    let first = Made::with_id(agreed.ok_or_else(|| KeysError::NotAName { place: store.place(&name) })?)?;
+    store.create(&Name::SigningKey(first.kid.clone()), &first.pem).await?;
+    if store.signing_keys().await?.is_empty() {
+        // The first key of all was destroyed long ago, and so were all after it.
+        let anew = Made::new(now)?;
+        store.create(&Name::SigningKey(anew.kid.clone()), &anew.pem).await?;
+    }
+    Ok(())
+}
+
+/// The keys of these ids, which are sorted, the newest first.
+async fn fetch(store: &dyn Keystore, kids: Vec<String>) -> Result<Vec<Key>, KeysError> {
+    if kids.len() > KEYS_MAX {
+        return Err(KeysError::TooMany);
+    }
+    let mut keys = Vec::new();
+    for kid in kids {
+        let name = Name::SigningKey(kid.clone());
+        // Destroyed since the list was made.
+        let Some(pem) = store.get(&name).await? else { continue };
+        keys.push(named(&pem, &kid, || store.place(&name))?);
+    }
+    in_order(&mut keys);
+    match keys.is_empty() {
+        true => Err(KeysError::NoKey { place: "the cluster's keystore".to_owned() }),
+        false => Ok(keys),
     }
 }
 
@@ -287,40 +480,40 @@ fn path_of(folder: &Path, kid: &str) -> PathBuf {
     folder.join(format!("{kid}.{EXTENSION}"))
 }
 
-/// Writes a new key into a folder, and returns its id.
-fn make(folder: &Path, now: Timestamp) -> Result<String, KeysError> {
-    let made_ms = u64::try_from(now.as_millis()).unwrap_or_default();
-    let kid = Ulid::from_parts(made_ms, u128::from_be_bytes(random()?)).to_string();
-    let path = path_of(folder, &kid);
-    // Without the public half: the form of RFC 5958's first version, which every tool reads.
-    let pair = KeypairBytes { secret_key: *Zeroizing::new(random()?), public_key: None };
-    let pem = pair.to_pkcs8_pem(LineEnding::LF).map_err(|_| KeysError::NotAKey { path: path.clone() })?;
-    match private_file::create(&path, pem.as_bytes()) {
-        Ok(_) => Ok(kid),
+/// Writes a new key into a folder.
+fn create(folder: &Path, made: &Made) -> Result<(), KeysError> {
+    let path = path_of(folder, &made.kid);
+    match private_file::create(&path, &made.pem) {
+        Ok(_) => Ok(()),
         Err(source) => Err(KeysError::File { path, source }),
     }
 }
 
 fn seen(source: &Source) -> Result<Seen, KeysError> {
-    let (mut seen, failed) = (Vec::new(), |path: &Path, source| KeysError::File { path: path.to_owned(), source });
-    let mut note = |path: PathBuf, metadata: fs::Metadata| seen.push((path, metadata.len(), metadata.modified().ok()));
     match source {
-        Source::File(path) => note(path.clone(), fs::metadata(path).map_err(|error| failed(path, error))?),
-        Source::Folder(folder) => {
-            for entry in fs::read_dir(folder).map_err(|error| failed(folder, error))? {
-                let path = entry.map_err(|error| failed(folder, error))?.path();
-                let is_key = path.extension().is_some_and(|extension| extension == EXTENSION);
-                let is_hidden = path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."));
-                if !is_key || is_hidden {
-                    continue;
-                }
-                match fs::metadata(&path) {
-                    Ok(metadata) => note(path, metadata),
-                    // Removed by a rotation since the folder was listed.
-                    Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                    Err(error) => return Err(failed(&path, error)),
-                }
-            }
+        Source::Folder(folder) => seen_in_folder(folder),
+        Source::File(path) => {
+            let metadata = fs::metadata(path).map_err(|source| KeysError::File { path: path.clone(), source })?;
+            Ok(vec![(path.clone(), metadata.len(), metadata.modified().ok())])
+        }
+        Source::Store(_) => Ok(Seen::new()),
+    }
+}
+
+fn seen_in_folder(folder: &Path) -> Result<Seen, KeysError> {
+    let (mut seen, failed) = (Seen::new(), |path: &Path, source| KeysError::File { path: path.to_owned(), source });
+    for entry in fs::read_dir(folder).map_err(|error| failed(folder, error))? {
+        let path = entry.map_err(|error| failed(folder, error))?.path();
+        let is_key = path.extension().is_some_and(|extension| extension == EXTENSION);
+        let is_hidden = path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."));
+        if !is_key || is_hidden {
+            continue;
+        }
+        match fs::metadata(&path) {
+            Ok(metadata) => seen.push((path, metadata.len(), metadata.modified().ok())),
+            // Removed by a rotation since the folder was listed.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(failed(&path, error)),
         }
     }
     // What is too many is not even read; the newest are last by name.
@@ -336,12 +529,13 @@ fn read(source: &Source, seen: &Seen) -> Result<Vec<Key>, KeysError> {
     let mut keys = Vec::new();
     for (path, ..) in seen {
         let text = private_file::read(path, FILE_BYTES_MAX).map_err(|source| KeysError::File { path: path.clone(), source })?;
-        let not_a_key = || KeysError::NotAKey { path: path.clone() };
-        let text = text.as_ref().and_then(|text| std::str::from_utf8(text).ok()).ok_or_else(not_a_key)?;
+        let place = || path.display().to_string();
+        let text = text.ok_or_else(|| KeysError::NotAKey { place: place() })?;
         match source {
             Source::File(_) => {
+                let text = str::from_utf8(&text).map_err(|_| KeysError::NotAKey { place: place() })?;
                 for pem in text.split_inclusive(PEM_END).filter_map(|part| part.find(PEM_BEGIN).and_then(|at| part.get(at..))) {
-                    let signing = SigningKey::from_pkcs8_pem(pem).map_err(|_| not_a_key())?;
+                    let signing = SigningKey::from_pkcs8_pem(pem).map_err(|_| KeysError::NotAKey { place: place() })?;
                     let kid = thumbprint(&signing.verifying_key());
                     if keys.len() == KEYS_MAX {
                         return Err(KeysError::TooMany);
@@ -349,30 +543,41 @@ fn read(source: &Source, seen: &Seen) -> Result<Vec<Key>, KeysError> {
                     keys.push(Key::new(signing, kid, None));
                 }
             }
-            Source::Folder(_) => {
-                let signing = SigningKey::from_pkcs8_pem(text.trim()).map_err(|_| not_a_key())?;
+            Source::Folder(_) | Source::Store(_) => {
                 let kid = path.file_stem().and_then(|name| name.to_str()).unwrap_or_default();
-                let made = Ulid::from_string(kid).ok().filter(|ulid| ulid.to_string() == kid);
-                let made = made.ok_or_else(|| KeysError::NotAName { path: path.clone() })?;
-                let made = Timestamp::from_millis(i64::try_from(made.timestamp_ms()).unwrap_or(i64::MAX));
-                keys.push(Key::new(signing, kid.to_owned(), Some(made)));
+                keys.push(named(&text, kid, place)?);
             }
         }
     }
     if matches!(source, Source::Folder(_)) {
-        // Names are sorted, and a ULID's order is that of time.
-        keys.reverse();
-        let mut replaced = None;
-        for key in &mut keys {
-            key.replaced = replaced;
-            replaced = key.made;
+        in_order(&mut keys);
+    }
+    match source {
+        Source::Folder(path) | Source::File(path) if keys.is_empty() => {
+            Err(KeysError::NoKey { place: path.display().to_string() })
         }
+        _ => Ok(keys),
     }
-    if keys.is_empty() {
-        let (Source::Folder(path) | Source::File(path)) = source.clone();
-        return Err(KeysError::NoKey { path });
+}
+
+/// A key that is named by its id.
+fn named(pem: &[u8], kid: &str, place: impl Fn() -> String) -> Result<Key, KeysError> {
+    let pem = str::from_utf8(pem).ok().and_then(|pem| SigningKey::from_pkcs8_pem(pem.trim()).ok());
+    let signing = pem.ok_or_else(|| KeysError::NotAKey { place: place() })?;
+    let made = Ulid::from_string(kid).ok().filter(|ulid| ulid.to_string() == kid);
+    let made = made.ok_or_else(|| KeysError::NotAName { place: place() })?;
+    let made = Timestamp::from_millis(i64::try_from(made.timestamp_ms()).unwrap_or(i64::MAX));
+    Ok(Key::new(signing, kid.to_owned(), Some(made)))
+}
+
+/// From sorted by name to the newest first, each told when it was replaced: a ULID's order is that of time.
+fn in_order(keys: &mut [Key]) {
+    keys.reverse();
+    let mut replaced = None;
+    for key in keys {
+        key.replaced = replaced;
+        replaced = key.made;
     }
-    Ok(keys)
 }
 
 /// A key's id made of the key itself (RFC 7638), for keys that come without one.

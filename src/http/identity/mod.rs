@@ -4,12 +4,14 @@
 //! - `keys` keeps the keys that sign access tokens; `tokens` signs, verifies and revokes them.
 //! - `secret` is the installation's own, for ids made of e-mails; `seals` encrypts personal data under a key for each
 //!   user, and destroys it.
-//! - `private_file` writes what only this user of the machine may read.
+//! - `keystore` is where all of these lie: a folder, or a bucket that the nodes of a cluster share; `private_file` writes
+//!   what only this user of the machine may read.
 //!
 //! No password, key, token or opened seal may be logged, put into an error or shown by `Debug`. Time is handed in.
 
 pub mod guesses;
 pub mod keys;
+pub mod keystore;
 pub mod passwords;
 mod private_file;
 pub mod seals;
@@ -21,8 +23,9 @@ use std::sync::Arc;
 
 use guesses::Guesses;
 use keys::{Keys, KeysError};
+use keystore::{Keystore, KeystoreError};
 use passwords::{PasswordError, Passwords};
-use seals::{SealError, Vault};
+use seals::Vault;
 use secret::{Secret, SecretError};
 use tokens::{SignError, Subject, Tokens};
 
@@ -50,7 +53,7 @@ pub enum IdentityError {
     #[error(transparent)]
     Secret(#[from] SecretError),
     #[error(transparent)]
-    Vault(#[from] SealError),
+    Keystore(#[from] KeystoreError),
     #[error(transparent)]
     Passwords(#[from] PasswordError),
     #[error(transparent)]
@@ -58,18 +61,39 @@ pub enum IdentityError {
 }
 
 impl Identity {
-    /// Reads or makes the secret and the vault, and starts the threads that hash. Blocks on the disk.
-    pub fn open(keys: Keys, secret: &Path, vault: &Path) -> Result<Self, IdentityError> {
-        // The vault is made after the secret: without one of its own it has lost it.
-        if vault.exists() && !secret.exists() {
-            return Err(SecretError::Lost { path: secret.to_owned() }.into());
-        }
+    /// Reads or makes the secret, and starts the threads that hash.
+    pub async fn open(keys: Keys, store: Arc<dyn Keystore>) -> Result<Self, IdentityError> {
+        let secret = Secret::open(&*store, store.has_vault().await?).await?;
+        Identity::with(secret, keys, store)
+    }
+
+    /// The same over a keystore that nodes share, whose keys sign unless one is given. `has_accounts`: whether there may be
+    /// any, as far as the caller knows; then the secret must be there.
+    pub async fn open_shared(
+        store: Arc<dyn Keystore>,
+        given: Option<&Path>,
+        has_accounts: bool,
+        now: Timestamp,
+    ) -> Result<Self, IdentityError> {
+        // Before any key: nothing is made where something was lost.
+        let secret = Secret::open(&*store, has_accounts || store.has_vault().await?).await?;
+        let keys = match given {
+            Some(file) => Keys::given(file, now)?,
+            None => Keys::shared(Arc::clone(&store), now).await?,
+        };
+        Identity::with(secret, keys, store)
+    }
+
+    fn with(secret: Secret, keys: Keys, store: Arc<dyn Keystore>) -> Result<Self, IdentityError> {
+        let (keys, vault) = (Arc::new(keys), Vault::new(store));
+        Keys::follow(&keys);
+        vault.listen();
         Ok(Identity {
-            secret: Secret::open(secret)?,
-            tokens: Tokens::new(Arc::new(keys), ISSUER, AUDIENCE),
+            secret,
+            tokens: Tokens::new(keys, ISSUER, AUDIENCE),
             passwords: Passwords::start()?,
             guesses: Guesses::default(),
-            vault: Vault::open(vault)?,
+            vault,
         })
     }
 

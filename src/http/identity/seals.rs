@@ -1,39 +1,49 @@
 //! Seals: personal data that the journal bears and only a user's own key opens, for as long as that key exists.
 //!
 //! The journal is never rewritten. So what is personal is written to it sealed (XChaCha20-Poly1305), and its key lies in
-//! the vault: a folder outside of the journal with one small file for each user. Deleting an account destroys the key.
+//! the vault: a keystore outside of the journal with one small value for each user. Deleting an account destroys the key.
 //! What was sealed then stays where it is, and says nothing to anybody.
 //!
 //! - A seal is bound to its user (as associated data): moved to another user's record it does not open.
 //! - A key is made by the user's first seal ([`Vault::seal_first`]), and written durably before the seal is given out.
-//! - A user's files are touched under one lock of this process, so that a key which is being destroyed is not at the same
+//! - A user's key is touched under one lock of this process, so that a key which is being destroyed is not at the same
 //!   time read back into memory.
-//! - A file is named by SHA-256 of the user's id, so no id can lead out of the vault.
+//! - A key is named by SHA-256 of the user's id, so no id can lead out of the vault.
+//!
+//! # A key that another process destroys
+//!
+//! Keys are held in memory, and somebody else may destroy one: another node, or `souk admin forget-guests`. Another
+//! node's doing is heard at once as a rule, but a word can be lost. So a key is asked for again after [`CONFIRM_MS`],
+//! while it goes on being used, and one that could not be confirmed for [`HELD_MS`] is let go: no key is used for longer
+//! than that after its destruction, also by a node that is cut off. (A server of NATS that does not know yet that it was
+//! deposed may confirm one for some seconds longer.)
 //!
 //! # What destroying a key does not reach
 //!
 //! Copies. A backup of the vault must not be kept for longer than a deletion may take, and separately from backups of
-//! the journal. A file system that copies on write, or the spare blocks of a disk, may hold the overwritten bytes for a
-//! while. Another node that has the key in memory keeps it until it restarts or forgets it.
+//! the journal. A file system that copies on write, the spare blocks of a disk, or a raft log of NATS may hold the bytes
+//! for a while.
 //!
 //! No key and nothing that was sealed may be logged or shown.
 
-use std::io;
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::future::Future;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use chacha20poly1305::aead::{Aead, Payload};
 use chacha20poly1305::{KeyInit, XChaCha20Poly1305, XNonce};
+use futures_util::StreamExt;
 use quick_cache::sync::Cache;
 use sha2::{Digest, Sha256};
-use tokio::sync::Semaphore;
+use tokio::sync::{Mutex, Semaphore};
+use tokio::time::Instant;
 use zeroize::Zeroizing;
 
-use super::{NoRandomness, private_file, random};
-use crate::actors::credential::hex;
+use super::keystore::{Keystore, KeystoreError, Name};
+use super::{NoRandomness, random};
 
 /// What may be sealed at once: a name, an address, a whole answer.
 pub const SEALED_BYTES_MAX: usize = 256 * 1024;
@@ -47,21 +57,25 @@ const TAG_BYTES: usize = 16;
 const TEXT_BYTES_MAX: usize = FORM.len() + (NONCE_BYTES + SEALED_BYTES_MAX + TAG_BYTES).div_ceil(3) * 4;
 /// Keys that are held in memory.
 const KEYS_MAX: usize = 10_000;
-/// Threads that may be reading or writing files of the vault.
-const FILES_AT_ONCE: usize = 16;
+/// Keys that may be read, made or destroyed at once.
+const AT_ONCE: usize = 16;
 /// How long a caller waits for its turn.
 const TURN_MS: u64 = 2_000;
-/// How long a caller waits for the disk. The work itself is not cut short.
-const DISK_MS: u64 = 10_000;
+/// How long a caller waits for the keystore. The work itself is not cut short.
+const STORE_MS: u64 = 10_000;
 /// Users share this many locks.
 const LOCKS: usize = 64;
+/// A key in memory is confirmed when it is used after so long.
+pub const CONFIRM_MS: u64 = 20_000;
+/// And is used no more when that has not come about.
+pub const HELD_MS: u64 = 60_000;
 
 #[derive(Debug, thiserror::Error)]
 pub enum SealError {
-    #[error("the vault cannot be used: {}: {source}", path.display())]
-    File { path: PathBuf, source: io::Error },
-    #[error("{} is no key", path.display())]
-    NotAKey { path: PathBuf },
+    #[error("the vault cannot be used: {0}")]
+    Keystore(#[from] KeystoreError),
+    #[error("{place} is no key")]
+    NotAKey { place: String },
     #[error("this does not open with the user's key: it was changed, or sealed for another")]
     Foreign,
     #[error("there is no such key (any more)")]
@@ -78,6 +92,7 @@ pub enum SealError {
 }
 
 type Key = Arc<Zeroizing<[u8; KEY_BYTES]>>;
+type Digest32 = [u8; 32];
 
 /// The keys of all users. Clones share them.
 #[derive(Clone)]
@@ -86,38 +101,60 @@ pub struct Vault {
 }
 
 struct Shared {
-    folder: PathBuf,
-    /// Of users whose key exists.
-    keys: Cache<String, Key>,
-    /// Held while a user's file is touched and the cache is made to agree with it.
+    store: Arc<dyn Keystore>,
+    /// Of users whose key existed a moment ago.
+    keys: Cache<Digest32, Held>,
+    /// Held while a user's key is touched and the cache is made to agree with it.
     locks: [Mutex<()>; LOCKS],
-    files: Arc<Semaphore>,
+    turns: Arc<Semaphore>,
+}
+
+#[derive(Clone)]
+struct Held {
+    key: Key,
+    confirmed: Instant,
+    /// Whether somebody is asking for it again already.
+    confirming: Arc<AtomicBool>,
 }
 
 impl std::fmt::Debug for Vault {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Vault").field("folder", &self.shared.folder).finish_non_exhaustive()
+        f.debug_struct("Vault").finish_non_exhaustive()
     }
 }
 
 impl Vault {
-    /// Opens the vault, making its folder if need be. Blocks on the disk.
-    pub fn open(folder: &Path) -> Result<Self, SealError> {
-        private_file::create_folder(folder).map_err(|source| SealError::File { path: folder.to_owned(), source })?;
+    pub fn new(store: Arc<dyn Keystore>) -> Self {
         let shared = Shared {
-            folder: folder.to_owned(),
+            store,
             keys: Cache::new(KEYS_MAX),
-            locks: [const { Mutex::new(()) }; LOCKS],
-            files: Arc::new(Semaphore::new(FILES_AT_ONCE)),
+            locks: [const { Mutex::const_new(()) }; LOCKS],
+            turns: Arc::new(Semaphore::new(AT_ONCE)),
         };
-        Ok(Vault { shared: Arc::new(shared) })
+        Vault { shared: Arc::new(shared) }
     }
 
-    /// Seals something of a user's under the key that there is. Touches no file when the key is in memory.
+    /// Lets go at once of what others destroy, as far as it is heard; until the vault is dropped.
+    pub fn listen(&self) {
+        let (mut changes, shared) = (self.shared.store.changes(), Arc::downgrade(&self.shared));
+        tokio::spawn(async move {
+            while let Some(name) = changes.next().await {
+                let Some(shared) = shared.upgrade() else { break };
+                if let Name::VaultKey(digest) = name {
+                    // Behind whoever is reading it right now.
+                    let _locked = shared.lock(&digest).lock().await;
+                    shared.keys.remove(&digest);
+                }
+            }
+        });
+    }
+
+    /// Seals something of a user's under the key that there is. Asks nobody when the key is in memory.
     pub async fn seal(&self, user: &str, plain: &[u8]) -> Result<String, SealError> {
-        let key = match self.shared.keys.get(user) {
+        let digest = digest_of(user);
+        let key = match self.held(&digest) {
             Some(key) => key,
-            None => self.on_files(user, Shared::read).await?.ok_or(SealError::Destroyed)?,
+            None => self.in_turn(digest, Shared::read).await?.ok_or(SealError::Destroyed)?,
         };
         seal(&key, user, plain)
     }
@@ -125,19 +162,20 @@ impl Vault {
     /// The same, and makes the key if there is none: for a user's first seal. Later ones must not, or what is still under
     /// way when an account is deleted would leave a new key behind.
     pub async fn seal_first(&self, user: &str, plain: &[u8]) -> Result<String, SealError> {
-        let key = match self.shared.keys.get(user) {
+        let digest = digest_of(user);
+        let key = match self.held(&digest) {
             Some(key) => key,
-            None => self.on_files(user, Shared::read_or_make).await?,
+            None => self.in_turn(digest, Shared::read_or_make).await?,
         };
         seal(&key, user, plain)
     }
 
-    /// Opens a seal; `None` when the user's key was destroyed. Touches no file when the key is in memory.
+    /// Opens a seal; `None` when the user's key was destroyed. Asks nobody when the key is in memory.
     pub async fn open_seal(&self, user: &str, text: &str) -> Result<Option<Zeroizing<Vec<u8>>>, SealError> {
         if let Some(opened) = self.open_seal_now(user, text) {
             return opened.map(Some);
         }
-        match self.on_files(user, Shared::read).await? {
+        match self.in_turn(digest_of(user), Shared::read).await? {
             Some(key) => open(&key, user, text).map(Some),
             None => Ok(None),
         }
@@ -145,83 +183,110 @@ impl Vault {
 
     /// Opens a seal if the user's key is in memory; `None` when it is not, and only [`Vault::open_seal`] can tell.
     pub fn open_seal_now(&self, user: &str, text: &str) -> Option<Result<Zeroizing<Vec<u8>>, SealError>> {
-        self.shared.keys.get(user).map(|key| open(&key, user, text))
+        self.held(&digest_of(user)).map(|key| open(&key, user, text))
+    }
+
+    /// Whether there is a key, as the keystore knows it.
+    pub async fn has_key(&self, user: &str) -> Result<bool, SealError> {
+        Ok(self.in_turn(digest_of(user), Shared::read).await?.is_some())
     }
 
     /// Destroys a user's key for good, and says whether there was one. Once this returns, nothing sealed for the user opens
-    /// any more.
+    /// here any more, and [`HELD_MS`] later nowhere.
     pub async fn destroy(&self, user: &str) -> Result<bool, SealError> {
-        self.on_files(user, Shared::destroy).await
+        self.in_turn(digest_of(user), Shared::destroy).await
     }
 
-    /// Does work on a user's file, under the user's lock and on a thread that may block.
-    async fn on_files<T: Send + 'static>(
+    /// The key, if it is in memory and not too old to be believed.
+    fn held(&self, digest: &Digest32) -> Option<Key> {
+        let held = self.shared.keys.get(digest)?;
+        let age = held.confirmed.elapsed();
+        if age >= Duration::from_millis(HELD_MS) {
+            return None;
+        }
+        if age >= Duration::from_millis(CONFIRM_MS) && !held.confirming.swap(true, Ordering::Relaxed) {
+            let (vault, digest, confirming) = (self.clone(), *digest, Arc::clone(&held.confirming));
+            tokio::spawn(async move {
+                if let Err(error) = vault.in_turn(digest, Shared::read).await {
+                    tracing::debug!(%error, "a key of the vault could not be confirmed");
+                }
+                confirming.store(false, Ordering::Relaxed);
+            });
+        }
+        Some(held.key)
+    }
+
+    /// Does work on a user's key, under the user's lock and to its end, whether or not the caller waits for it.
+    async fn in_turn<T, F>(
         &self,
-        user: &str,
-        work: impl FnOnce(&Shared, &str, &Path) -> Result<T, SealError> + Send + 'static,
-    ) -> Result<T, SealError> {
-        let files = Arc::clone(&self.shared.files);
-        let Ok(Ok(turn)) = tokio::time::timeout(Duration::from_millis(TURN_MS), files.acquire_owned()).await else {
+        digest: Digest32,
+        work: impl FnOnce(Arc<Shared>, Digest32) -> F + Send + 'static,
+    ) -> Result<T, SealError>
+    where
+        T: Send + 'static,
+        F: Future<Output = Result<T, SealError>> + Send,
+    {
+        let turns = Arc::clone(&self.shared.turns);
+        let Ok(Ok(turn)) = tokio::time::timeout(Duration::from_millis(TURN_MS), turns.acquire_owned()).await else {
             return Err(SealError::Busy);
         };
-        let (shared, user) = (Arc::clone(&self.shared), user.to_owned());
-        let done = tokio::task::spawn_blocking(move || {
-            // Held for as long as the disk is at work, also when nobody waits for it any more.
+        let shared = Arc::clone(&self.shared);
+        let done = tokio::spawn(async move {
+            // Held for as long as the keystore is at work, also when nobody waits for it any more.
             let _turn = turn;
-            let digest = Sha256::digest(user.as_bytes());
-            let lock = shared.locks.get(usize::from(digest.first().copied().unwrap_or(0)) % LOCKS);
-            let _locked = lock.map(|lock| lock.lock().unwrap_or_else(PoisonError::into_inner));
-            let path = path_of(&shared.folder, &hex(&digest));
-            work(&shared, &user, &path)
+            let _locked = shared.lock(&digest).lock().await;
+            work(Arc::clone(&shared), digest).await
         });
-        match tokio::time::timeout(Duration::from_millis(DISK_MS), done).await {
+        match tokio::time::timeout(Duration::from_millis(STORE_MS), done).await {
             Ok(Ok(done)) => done,
             Ok(Err(_)) | Err(_) => Err(SealError::Busy),
         }
     }
 }
 
-/// In two levels of folders, so that none grows to millions of names.
-fn path_of(folder: &Path, digest: &str) -> PathBuf {
-    let (first, rest) = digest.split_at(2);
-    let (second, rest) = rest.split_at(2);
-    folder.join(first).join(second).join(rest)
+fn digest_of(user: &str) -> Digest32 {
+    Sha256::digest(user.as_bytes()).into()
 }
 
 impl Shared {
-    fn read(&self, user: &str, path: &Path) -> Result<Option<Key>, SealError> {
-        let failed = |source| SealError::File { path: path.to_owned(), source };
-        let Some(bytes) = private_file::read(path, KEY_BYTES).map_err(failed)? else { return Ok(None) };
-        let key: [u8; KEY_BYTES] = bytes.as_slice().try_into().map_err(|_| SealError::NotAKey { path: path.to_owned() })?;
-        if key == [0; KEY_BYTES] {
-            // Destroying it was cut short between overwriting and removing. Nothing may be sealed with zeros.
-            private_file::destroy(path).map_err(failed)?;
-            return Ok(None);
-        }
-        let key = Arc::new(Zeroizing::new(key));
-        self.keys.insert(user.to_owned(), Arc::clone(&key));
-        Ok(Some(key))
+    fn lock(&self, digest: &Digest32) -> &Mutex<()> {
+        &self.locks[usize::from(digest[0]) % LOCKS]
     }
 
-    fn read_or_make(&self, user: &str, path: &Path) -> Result<Key, SealError> {
-        let failed = |source| SealError::File { path: path.to_owned(), source };
-        if let Some(key) = self.read(user, path)? {
+    async fn read(self: Arc<Self>, digest: Digest32) -> Result<Option<Key>, SealError> {
+        let name = Name::VaultKey(digest);
+        let asked = Instant::now();
+        let Some(bytes) = self.store.get(&name).await? else {
+            self.keys.remove(&digest);
+            return Ok(None);
+        };
+        let key: Result<[u8; KEY_BYTES], _> = bytes.as_slice().try_into();
+        let key = key.map_err(|_| SealError::NotAKey { place: self.store.place(&name) })?;
+        Ok(Some(self.hold(digest, Arc::new(Zeroizing::new(key)), asked)))
+    }
+
+    async fn read_or_make(self: Arc<Self>, digest: Digest32) -> Result<Key, SealError> {
+        if let Some(key) = Arc::clone(&self).read(digest).await? {
             return Ok(key);
         }
-        if let Some(folder) = path.parent() {
-            private_file::create_folder(folder).map_err(failed)?;
+        let made: Key = Arc::new(Zeroizing::new(random()?));
+        let asked = Instant::now();
+        if self.store.create(&Name::VaultKey(digest), made.as_slice()).await? {
+            return Ok(self.hold(digest, made, asked));
         }
-        private_file::create(path, Zeroizing::new(random::<KEY_BYTES>()?).as_slice()).map_err(failed)?;
-        // Read back, because another process may have been first.
-        self.read(user, path)?.ok_or_else(|| SealError::NotAKey { path: path.to_owned() })
+        // Another was first, or has destroyed it for good.
+        self.read(digest).await?.ok_or(SealError::Destroyed)
     }
 
-    fn destroy(&self, user: &str, path: &Path) -> Result<bool, SealError> {
-        // Out of memory first: if the disk fails, the caller hears it and tries again.
-        self.keys.remove(user);
-        let existed = path.exists();
-        private_file::destroy(path).map_err(|source| SealError::File { path: path.to_owned(), source })?;
-        Ok(existed)
+    fn hold(&self, digest: Digest32, key: Key, confirmed: Instant) -> Key {
+        self.keys.insert(digest, Held { key: Arc::clone(&key), confirmed, confirming: Arc::default() });
+        key
+    }
+
+    async fn destroy(self: Arc<Self>, digest: Digest32) -> Result<bool, SealError> {
+        // Out of memory first: if the keystore fails, the caller hears it and tries again.
+        self.keys.remove(&digest);
+        Ok(self.store.destroy(&Name::VaultKey(digest)).await?)
     }
 }
 
@@ -258,24 +323,31 @@ fn open(key: &Key, user: &str, text: &str) -> Result<Zeroizing<Vec<u8>>, SealErr
 #[cfg(test)]
 mod tests {
     use std::fs;
+    use std::path::PathBuf;
 
     use proptest::prelude::*;
     use tempfile::TempDir;
 
+    use futures_util::future::BoxFuture;
+    use futures_util::stream::BoxStream;
+
+    use super::super::keystore::{Folder, Value};
+    use super::super::private_file;
     use super::*;
+    use crate::actors::credential::hex;
 
     fn vault() -> (TempDir, Vault) {
         let folder = tempfile::tempdir().unwrap();
-        let vault = Vault::open(&folder.path().join("vault")).unwrap();
+        let vault = reopened(&folder);
         (folder, vault)
     }
 
     fn reopened(folder: &TempDir) -> Vault {
-        Vault::open(&folder.path().join("vault")).unwrap()
+        Vault::new(Arc::new(Folder::new(folder.path())))
     }
 
     fn file_of(folder: &TempDir, user: &str) -> PathBuf {
-        path_of(&folder.path().join("vault"), &hex(&Sha256::digest(user)))
+        Folder::new(folder.path()).path(&Name::VaultKey(digest_of(user)))
     }
 
     async fn opened(vault: &Vault, user: &str, text: &str) -> Option<Vec<u8>> {
@@ -412,8 +484,106 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn nobody_waits_for_ever_for_a_vault_that_does_not_keep_up() {
         let (_folder, vault) = vault();
-        let _all = vault.shared.files.acquire_many(FILES_AT_ONCE as u32).await.unwrap();
+        let _all = vault.shared.turns.acquire_many(AT_ONCE as u32).await.unwrap();
         assert!(matches!(vault.seal_first("usr_1", b"x").await, Err(SealError::Busy)));
+    }
+
+    /// A keystore in memory, which can be lost, and whose values others destroy without a word.
+    #[derive(Default)]
+    struct Elsewhere {
+        value: std::sync::Mutex<Option<Vec<u8>>>,
+        is_lost: AtomicBool,
+        asked: std::sync::atomic::AtomicUsize,
+    }
+
+    impl Elsewhere {
+        fn reached<T: Send + 'static>(&self, answer: T) -> BoxFuture<'static, Result<T, KeystoreError>> {
+            self.asked.fetch_add(1, Ordering::Relaxed);
+            let is_lost = self.is_lost.load(Ordering::Relaxed);
+            Box::pin(async move { if is_lost { Err(KeystoreError::Unreachable("lost".into())) } else { Ok(answer) } })
+        }
+
+        fn asked(&self) -> usize {
+            self.asked.load(Ordering::Relaxed)
+        }
+    }
+
+    impl Keystore for Elsewhere {
+        fn get<'a>(&'a self, _: &'a Name) -> BoxFuture<'a, Result<Option<Value>, KeystoreError>> {
+            self.reached(self.value.lock().unwrap().clone().map(Value::new))
+        }
+
+        fn create<'a>(&'a self, _: &'a Name, value: &'a [u8]) -> BoxFuture<'a, Result<bool, KeystoreError>> {
+            *self.value.lock().unwrap() = Some(value.to_vec());
+            self.reached(true)
+        }
+
+        fn destroy<'a>(&'a self, _: &'a Name) -> BoxFuture<'a, Result<bool, KeystoreError>> {
+            self.reached(self.value.lock().unwrap().take().is_some())
+        }
+
+        fn signing_keys(&self) -> BoxFuture<'_, Result<Vec<String>, KeystoreError>> {
+            self.reached(Vec::new())
+        }
+
+        fn has_vault(&self) -> BoxFuture<'_, Result<bool, KeystoreError>> {
+            self.reached(true)
+        }
+
+        fn changes(&self) -> BoxStream<'static, Name> {
+            futures_util::stream::empty().boxed()
+        }
+
+        fn place(&self, _: &Name) -> String {
+            "elsewhere".into()
+        }
+    }
+
+    async fn pass(ms: u64) {
+        tokio::time::advance(Duration::from_millis(ms)).await;
+        // What that set going comes to its end.
+        for _ in 0..100 {
+            tokio::task::yield_now().await;
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_key_that_is_used_is_confirmed_now_and_then_and_let_go_when_somebody_destroyed_it() {
+        let store = Arc::new(Elsewhere::default());
+        let vault = Vault::new(store.clone());
+        let text = vault.seal_first("usr_1", b"mine").await.unwrap();
+        let asked = store.asked();
+        pass(CONFIRM_MS - 1).await;
+        assert!(vault.open_seal_now("usr_1", &text).is_some());
+        pass(0).await;
+        assert_eq!(store.asked(), asked, "nobody is asked so soon");
+        pass(1).await;
+        assert!(vault.open_seal_now("usr_1", &text).is_some() && vault.open_seal_now("usr_1", &text).is_some());
+        pass(0).await;
+        assert_eq!(store.asked(), asked + 1, "once for all who use it");
+        *store.value.lock().unwrap() = None;
+        pass(CONFIRM_MS).await;
+        assert!(vault.open_seal_now("usr_1", &text).is_some(), "it is used while it is confirmed");
+        pass(0).await;
+        assert!(vault.open_seal_now("usr_1", &text).is_none());
+        assert_eq!(opened(&vault, "usr_1", &text).await, None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_key_that_cannot_be_confirmed_is_used_for_a_while_and_then_no_more() {
+        let store = Arc::new(Elsewhere::default());
+        let vault = Vault::new(store.clone());
+        let text = vault.seal_first("usr_1", b"mine").await.unwrap();
+        store.is_lost.store(true, Ordering::Relaxed);
+        for _ in 0..3 {
+            pass(CONFIRM_MS - 1).await;
+            assert_eq!(opened(&vault, "usr_1", &text).await.unwrap(), b"mine");
+        }
+        pass(HELD_MS - 3 * (CONFIRM_MS - 1)).await;
+        let lost = vault.open_seal("usr_1", &text).await;
+        assert!(matches!(lost, Err(SealError::Keystore(KeystoreError::Unreachable(_)))), "and never taken for destroyed");
+        store.is_lost.store(false, Ordering::Relaxed);
+        assert_eq!(opened(&vault, "usr_1", &text).await.unwrap(), b"mine");
     }
 
     #[tokio::test]

@@ -3,19 +3,15 @@
 //! It is made at the first start and never changes: with another secret no account would be found by its e-mail. Each
 //! use has a key of its own, so that what one use shows tells nothing about another.
 
-use std::io;
-use std::path::{Path, PathBuf};
-
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::{Digest, Sha256};
 use zeroize::Zeroizing;
 
-use super::{NoRandomness, private_file, random};
+use super::keystore::{Keystore, KeystoreError, Name, Value};
+use super::{NoRandomness, random};
 use crate::actors::credential::hex;
 
 const SECRET_BYTES: usize = 32;
-/// The secret in hex, and a line end.
-const FILE_BYTES_MAX: usize = 2 * SECRET_BYTES + 2;
 /// What the keys are for. A word that was ever used keeps its meaning.
 const FOR_EMAILS: &[u8] = b"souk e-mail ids 1";
 const FOR_CURSORS: &[u8] = b"souk cursors 1";
@@ -23,18 +19,14 @@ const FOR_REQUESTS: &[u8] = b"souk requests 1";
 
 #[derive(Debug, thiserror::Error)]
 pub enum SecretError {
-    #[error("{}: {source}", path.display())]
-    File { path: PathBuf, source: io::Error },
+    #[error(transparent)]
+    Keystore(#[from] KeystoreError),
     #[error(
-        "{} does not hold 64 hex digits; put back the copy of it: with another secret no account is found by its e-mail",
-        path.display()
+        "{place} does not hold 64 hex digits; put back the copy of it: with another secret no account is found by its e-mail"
     )]
-    Damaged { path: PathBuf },
-    #[error(
-        "{} is gone, but there are accounts: put back the copy of it, or no account is found by its e-mail",
-        path.display()
-    )]
-    Lost { path: PathBuf },
+    Damaged { place: String },
+    #[error("{place} is gone, but there are accounts: put back the copy of it, or no account is found by its e-mail")]
+    Lost { place: String },
     #[error(transparent)]
     NoRandomness(#[from] NoRandomness),
 }
@@ -54,20 +46,22 @@ impl std::fmt::Debug for Secret {
 }
 
 impl Secret {
-    /// Reads the secret from its file, or makes both. Blocks on the disk.
-    pub fn open(path: &Path) -> Result<Self, SecretError> {
-        let failed = |source| SecretError::File { path: path.to_owned(), source };
-        if !path.exists() {
-            let text = Zeroizing::new(format!("{}\n", hex(Zeroizing::new(random::<SECRET_BYTES>()?).as_slice())));
-            private_file::create(path, text.as_bytes()).map_err(failed)?;
+    /// Reads the secret, or makes it if it may not have been lost: of all who do so at once, one makes it for all.
+    pub async fn open(store: &dyn Keystore, must_exist: bool) -> Result<Self, SecretError> {
+        let place = || store.place(&Name::Secret);
+        let mut text = store.get(&Name::Secret).await?;
+        if text.is_none() {
+            if must_exist {
+                return Err(SecretError::Lost { place: place() });
+            }
+            let made = Value::new(format!("{}\n", hex(Zeroizing::new(random::<SECRET_BYTES>()?).as_slice())).into_bytes());
+            text = match store.create(&Name::Secret, &made).await? {
+                true => Some(made),
+                false => store.get(&Name::Secret).await?,
+            };
         }
-        if private_file::is_exposed(path) {
-            tracing::warn!("{} can be read by others on this machine: set its mode to 0600", path.display());
-        }
-        // Also what was just written: another process may have been first.
-        let text = private_file::read(path, FILE_BYTES_MAX).map_err(failed)?;
-        let secret = text.as_deref().and_then(|text| unhex(text.trim_ascii()));
-        let secret = secret.ok_or_else(|| SecretError::Damaged { path: path.to_owned() })?;
+        let secret = text.as_ref().and_then(|text| unhex(text.trim_ascii()));
+        let secret = secret.ok_or_else(|| SecretError::Damaged { place: place() })?;
         Ok(Secret::new(&secret))
     }
 
@@ -125,31 +119,35 @@ fn unhex(text: &[u8]) -> Option<Zeroizing<[u8; SECRET_BYTES]>> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::keystore::Folder;
+    use super::super::private_file;
     use super::*;
 
-    #[test]
-    fn the_secret_is_made_once_and_read_from_then_on() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("secret");
-        let first = Secret::open(&path).unwrap();
-        let again = Secret::open(&path).unwrap();
+    #[tokio::test]
+    async fn the_secret_is_made_once_and_read_from_then_on() {
+        let (folder, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let first = Secret::open(&Folder::new(folder.path()), false).await.unwrap();
+        let again = Secret::open(&Folder::new(folder.path()), true).await.unwrap();
         assert_eq!(first.email_id("a@souk.test"), again.email_id("a@souk.test"));
         assert_eq!(first.cursor_key(), again.cursor_key());
-        assert!(!private_file::is_exposed(&path));
+        assert!(!private_file::is_exposed(&folder.path().join("secret")));
 
-        let other = Secret::open(&folder.path().join("other")).unwrap();
+        let other = Secret::open(&Folder::new(other.path()), false).await.unwrap();
         assert_ne!(first.email_id("a@souk.test"), other.email_id("a@souk.test"));
     }
 
-    #[test]
-    fn a_damaged_secret_is_never_replaced() {
+    #[tokio::test]
+    async fn a_damaged_or_lost_secret_is_never_replaced() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("secret");
         for text in ["", "abc", &"0".repeat(63), &"g".repeat(64), &"0".repeat(66), &"0".repeat(1_000)] {
             std::fs::write(&path, text).unwrap();
-            assert!(Secret::open(&path).is_err(), "{text}");
+            assert!(Secret::open(&Folder::new(folder.path()), false).await.is_err(), "{text}");
             assert_eq!(std::fs::read_to_string(&path).unwrap(), text);
         }
+        std::fs::remove_file(&path).unwrap();
+        assert!(matches!(Secret::open(&Folder::new(folder.path()), true).await, Err(SecretError::Lost { .. })));
+        assert!(!path.exists());
     }
 
     #[test]

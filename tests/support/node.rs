@@ -6,6 +6,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::time::Duration;
 
+use souk::actors::clock::Clock;
+use souk::http::identity::keys::Keys;
+use souk::http::identity::operators_token;
 use souk::integrations::http_client::{Client, Limits, Origin};
 
 pub const DEADLINE: Duration = Duration::from_secs(40);
@@ -29,6 +32,13 @@ pub fn souk() -> Command {
     command
 }
 
+/// A token with every permission, from a data folder's own keys.
+#[allow(dead_code, reason = "not every test that shares this file is an operator")]
+pub fn operator(data: &Path) -> String {
+    let now = Clock::default().now();
+    operators_token(Keys::open_existing(&data.join("keys"), now).unwrap(), now).unwrap()
+}
+
 pub struct Node {
     child: Child,
     data: PathBuf,
@@ -41,12 +51,21 @@ impl Node {
     }
 
     fn spawn_with(data: &Path, flags: &[&str]) -> Node {
+        Node::spawn_by(souk(), data, flags)
+    }
+
+    /// Starts the program by a command that may have an environment of its own.
+    pub fn spawn_by(command: Command, data: &Path, flags: &[&str]) -> Node {
+        Node::spawn_at(command, "127.0.0.1:0", data, flags)
+    }
+
+    /// Starts the program where others expect it.
+    pub fn spawn_at(mut command: Command, listen: &str, data: &Path, flags: &[&str]) -> Node {
         // What a killed node left there says nothing about the next one.
         let _ = fs::remove_file(data.join("address"));
         fs::create_dir_all(data).unwrap();
         let log = File::options().create(true).append(true).open(data.join("node.log")).unwrap();
-        let mut command = souk();
-        command.args(["serve", "--listen", "127.0.0.1:0", "--no-limits", "--data"]).arg(data).args(flags);
+        command.args(["serve", "--listen", listen, "--no-limits", "--data"]).arg(data).args(flags);
         let child = command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log).spawn().unwrap();
         Node { child, data: data.to_owned() }
     }
@@ -66,7 +85,8 @@ impl Node {
         (node, origin)
     }
 
-    async fn is_ready(&mut self) -> Origin {
+    /// Waits until it takes requests.
+    pub async fn is_ready(&mut self) -> Origin {
         let awaited = async {
             loop {
                 if let Some(ended) = self.child.try_wait().unwrap() {
@@ -89,6 +109,12 @@ impl Node {
         }
     }
 
+    /// How it ended, if it has.
+    #[allow(dead_code, reason = "not every test that shares this file asks")]
+    pub fn has_ended(&mut self) -> Option<ExitStatus> {
+        self.child.try_wait().unwrap()
+    }
+
     pub fn whole_log(&self) -> String {
         fs::read_to_string(self.data.join("node.log")).unwrap_or_default()
     }
@@ -106,8 +132,18 @@ impl Node {
         self.child.wait().unwrap();
     }
 
+    #[allow(dead_code, reason = "not every test that shares this file asks")]
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     pub fn tell_to_drain(&self) {
-        let sent = Command::new("kill").args(["-TERM", &self.child.id().to_string()]).status().unwrap();
+        self.signal("TERM");
+    }
+
+    /// Sends it a signal, by its name.
+    pub fn signal(&self, name: &str) {
+        let sent = Command::new("kill").args([&format!("-{name}"), &self.child.id().to_string()]).status().unwrap();
         assert!(sent.success());
     }
 
