@@ -1,6 +1,7 @@
 //! What the journal alone says, from its first record to its last.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use futures_util::StreamExt;
 use souk::persistence::record::Payload;
@@ -21,7 +22,13 @@ pub struct Entry {
 
 impl Ledger {
     pub async fn read(journal: &dyn Journal) -> Ledger {
-        let highest = journal.highest();
+        // What the store says, and not what a node knows that may be cut off from it.
+        let highest = loop {
+            match journal.end().await {
+                Ok(end) => break end,
+                Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
+            }
+        };
         let mut ledger = Ledger::default();
         if highest == Position(0) {
             return ledger;
