@@ -264,11 +264,10 @@ pub async fn checkout(door: Arc<Door>, request: Request) -> Result<Answer, Probl
         Some(Err(error)) => Err(error.into()),
         None => {
             // Whoever is told of an order must find it, though the node that is to have it is just lost.
-            let waits = is_checking_out(&door, id, &order).await?;
-            match orders::exists(&door, &order).await? || (waits && orders::appears(&door, &order).await?) {
-                true => orders::accepted(&door, &order, None).await,
-                false => Err(Problem::outcome_unknown()),
+            if is_checking_out(&door, id, &order).await? {
+                orders::appears(&door, &order).await?;
             }
+            orders::accepted(&door, &order, None).await
         }
     }
 }

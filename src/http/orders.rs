@@ -211,12 +211,11 @@ pub async fn exists(door: &Door, id: &str) -> Result<bool, Failure> {
     door.runtime.view::<Order, _>(id, |state, _| state.draft.is_some()).await
 }
 
-/// Waits for an order that its cart is about to place.
-pub async fn appears(door: &Door, id: &str) -> Result<bool, Failure> {
+/// Waits for an order that its cart is about to place, and not for ever: it may never come.
+pub async fn appears(door: &Door, id: &str) -> Result<(), Failure> {
     let placed = |state: &State, _| state.draft.is_some().then_some(());
     match door.runtime.watch::<Order, _>(id, APPEARS_WAIT, placed).await {
-        Ok(_) => Ok(true),
-        Err(Failure::TimedOut) => Ok(false),
+        Ok(_) | Err(Failure::TimedOut) => Ok(()),
         Err(failure) => Err(failure),
     }
 }
@@ -297,8 +296,7 @@ pub async fn create(door: Arc<Door>, request: Request) -> Result<Answer, Problem
             concluded(&door, outcome, token, answered.position).await
         }
         Some(Err(error)) => Err(error.into()),
-        None if exists(&door, &id).await? => accepted(&door, &id, token).await,
-        None => Err(Problem::outcome_unknown()),
+        None => accepted(&door, &id, token).await,
     }
 }
 

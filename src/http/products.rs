@@ -226,16 +226,21 @@ fn price(query: &Query<'_>, name: &str) -> Result<Option<i64>, Problem> {
 
 /// A list shows what its reader has already written.
 pub async fn await_position(door: &Door, request: &Request) -> Result<(), Problem> {
-    match request.at_least()? {
-        // Waiting would be in vain.
-        Some(position)
-            if position > door.runtime.journal().highest()
-                && position > door.runtime.journal().end().await.map_err(Failure::from)? =>
-        {
-            Err(Problem::nothing_written_there())
+    let Some(position) = request.at_least()? else { return Ok(()) };
+    let journal = door.runtime.journal();
+    let in_vain = async {
+        match position > journal.highest() && journal.end().await.is_ok_and(|end| position > end) {
+            true => (),
+            false => std::future::pending().await,
         }
-        Some(position) if !door.read_models.reached(position, door.config.read_model_wait).await => Err(Problem::behind()),
-        _ => Ok(()),
+    };
+    tokio::select! {
+        biased;
+        reached = door.read_models.reached(position, door.config.read_model_wait) => match reached {
+            true => Ok(()),
+            false => Err(Problem::behind()),
+        },
+        () = in_vain => Err(Problem::nothing_written_there()),
     }
 }
 

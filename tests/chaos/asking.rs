@@ -7,15 +7,16 @@
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use hyper::header::{AUTHORIZATION, HeaderValue};
+use hyper::header::{AUTHORIZATION, HeaderName, HeaderValue};
 use serde_json::Value;
 use souk::integrations::http_client::{
     Answer, Client as Connection, ClientError, Header, IDEMPOTENCY_KEY, Limits, Origin, bearer,
 };
 use tokio::sync::watch;
 
-use crate::history::{Asked, Line, Outcome, Recorder};
+use crate::history::{Asked, Line, Outcome, Recorder, Seeks};
 
+const SOUK_AT_LEAST: HeaderName = HeaderName::from_static("souk-at-least");
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long an answer is waited for, if nothing else is said.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -65,6 +66,7 @@ pub struct Wish {
     token: Option<String>,
     key: Option<String>,
     body: Value,
+    seeks: Option<Seeks>,
 }
 
 impl Client {
@@ -81,7 +83,7 @@ impl Client {
     pub fn wish(&self, method: Method, path: &str, token: Option<&str>, body: Value) -> Wish {
         let number = self.recorder.new_wish();
         let key = (method == Method::Post).then(|| format!("chaos-{}-wish-{number}", self.name));
-        Wish { number, method, path: path.to_owned(), token: token.map(str::to_owned), key, body }
+        Wish { number, method, path: path.to_owned(), token: token.map(str::to_owned), key, body, seeks: None }
     }
 
     /// Asks until there is a yes or a no; `Unknown` when it was given up.
@@ -101,6 +103,12 @@ impl Client {
     pub async fn get(&mut self, path: &str, token: Option<&str>) -> Outcome {
         let wish = self.wish(Method::Get, path, token, Value::Null);
         self.ask(&wish).await
+    }
+
+    /// A list that is to have what its reader was told of.
+    pub async fn list(&mut self, path: &str, token: &str, seeks: &Seeks) -> Outcome {
+        let wish = self.wish(Method::Get, path, Some(token), Value::Null);
+        self.ask(&Wish { seeks: Some(seeks.clone()), ..wish }).await
     }
 
     pub async fn post(&mut self, path: &str, token: Option<&str>, body: Value) -> Outcome {
@@ -146,6 +154,7 @@ impl Client {
             path: wish.path.clone(),
             key: wish.key.clone(),
             body: wish.body.clone(),
+            seeks: wish.seeks.clone(),
             outcome: outcome.clone(),
         }));
         outcome
@@ -165,6 +174,7 @@ async fn send(connection: &mut Connection, wish: &Wish) -> Result<Answer, Client
     let mut headers: Vec<Header> = Vec::new();
     headers.extend(wish.token.as_ref().map(|token| (AUTHORIZATION, bearer(token).unwrap())));
     headers.extend(wish.key.as_ref().map(|key| (IDEMPOTENCY_KEY, HeaderValue::from_str(key).unwrap())));
+    headers.extend(wish.seeks.as_ref().map(|seeks| (SOUK_AT_LEAST, HeaderValue::from(seeks.position))));
     match wish.method {
         Method::Get => connection.get(&wish.path, &headers).await,
         Method::Delete => connection.delete(&wish.path, &headers).await,
@@ -192,5 +202,6 @@ fn outcome(answer: Result<Answer, ClientError>) -> Outcome {
         return Outcome::Refused { status, replayed, problem: body };
     }
     let etag = answer.header("etag").and_then(|etag| etag.trim_matches('"').parse().ok());
-    Outcome::Ok { status, etag, replayed, answer: body }
+    let position = answer.header("souk-position").and_then(|position| position.parse().ok());
+    Outcome::Ok { status, etag, position, replayed, answer: body }
 }

@@ -26,7 +26,7 @@ pub struct Run {
 
 type Check = fn(&Run) -> Vec<String>;
 
-const CHECKS: [(&str, Check); 11] = [
+const CHECKS: [(&str, Check); 12] = [
     ("every request is answered in the end", answered),
     ("nothing is refused that could not be", refusals),
     ("every acknowledged write is there", acknowledged),
@@ -35,6 +35,7 @@ const CHECKS: [(&str, Check); 11] = [
     ("every capture has its order and its sum", captured),
     ("every order is settled", settled),
     ("nobody has an order that nobody was told of", invented),
+    ("a list shows what its reader was told of", listed),
     ("a subscriber sees each event once and in order", followed),
     ("a key has one answer", one_answer),
     ("what was seen is not unseen", monotonic),
@@ -316,6 +317,24 @@ fn invented(run: &Run) -> Vec<String> {
         let listed = run.facts.listed.get(id).map(String::as_str);
         if !order.shown.is_null() && listed != Some(order.status()) {
             found.push(format!("{id} is {} and listed as {listed:?}", order.status()));
+        }
+    }
+    found
+}
+
+fn listed(run: &Run) -> Vec<String> {
+    let mut found = Vec::new();
+    for attempt in run.history.known() {
+        let (Some(seeks), Some(page)) = (&attempt.seeks, attempt.outcome.answer()) else { continue };
+        let is_it = |order: &&Value| order["id"] == seeks.order.as_str();
+        let is_right = match page["items"].as_array().into_iter().flatten().find(is_it) {
+            Some(order) => seeks.status != "paid" || order["status"] == "paid",
+            // It may be on the next page, which is read too.
+            None => !page["next_cursor"].is_null(),
+        };
+        if !is_right {
+            let Asked { client, address, path, asked_us, .. } = attempt;
+            found.push(format!("{client} at {} ms at {address}{path} does not find {seeks:?}", asked_us / 1000));
         }
     }
     found

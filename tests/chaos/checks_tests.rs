@@ -4,12 +4,12 @@ use serde_json::json;
 
 use super::*;
 use crate::facts::{Cart, Item, Record};
-use crate::history::{Heard, Line};
+use crate::history::{Heard, Line, Seeks};
 
 const MS: u64 = 1_000;
 
 fn ok(etag: u64, answer: Value) -> Outcome {
-    Outcome::Ok { status: 200, etag: Some(etag), replayed: false, answer }
+    Outcome::Ok { status: 200, etag: Some(etag), position: None, replayed: false, answer }
 }
 
 fn unknown() -> Outcome {
@@ -31,8 +31,19 @@ fn attempt(wish: u64, from_ms: u64, method: &str, path: &str, body: Value, outco
         path: path.into(),
         key: (method == "POST").then(|| format!("key-{wish}")),
         body,
+        seeks: None,
         outcome,
     })
+}
+
+/// A page of the list of orders, read for the first order.
+fn listed(order: Value, next_cursor: Value) -> Line {
+    let page = ok(0, json!({ "items": [order], "next_cursor": next_cursor }));
+    let mut line = attempt(40, 200, "GET", "/api/orders?limit=50", Value::Null, page);
+    if let Line::Asked(asked) = &mut line {
+        asked.seeks = Some(Seeks { order: "ord_1".into(), status: "paid".into(), position: 12 });
+    }
+    line
 }
 
 fn heard(topic: &str, records: &[Record]) -> Vec<Line> {
@@ -97,6 +108,8 @@ fn lines() -> Vec<Line> {
         attempt(10, 110, "POST", "/api/carts/cart_2/items", json!({ "sku": "A", "quantity": 99 }), refused(409)),
         attempt(10, 120, "POST", "/api/carts/cart_2/items", json!({ "sku": "A", "quantity": 99 }), refused(409)),
     ];
+    lines.push(listed(order("ord_2", "paid"), json!("00ff")));
+    lines.push(listed(order("ord_1", "paid"), Value::Null));
     lines.extend(heard("order:ord_1", &order_history));
     lines
 }
@@ -240,6 +253,12 @@ fn each_promise_that_is_broken_is_found_by_its_own_check() {
         ("nobody has an order", "one more", |_, facts| drop(facts.listed.insert("ord_7".into(), "paid".into()))),
         ("nobody has an order", "the list is wrong", |_, facts| drop(facts.listed.insert("ord_1".into(), "pending".into()))),
         ("nobody has an order", "the list lacks one", |_, facts| drop(facts.listed.remove("ord_1"))),
+        ("a list shows", "it lacks the order", |lines, _| lines.push(listed(order("ord_2", "paid"), Value::Null))),
+        ("a list shows", "it has the order as it was", |lines, _| lines.push(listed(order("ord_1", "reserved"), Value::Null))),
+        ("nothing is refused", "a list that knows of no such position", |lines, _| {
+            lines.push(listed(Value::Null, Value::Null));
+            outcome(lines, 40, refused(409));
+        }),
         ("a subscriber sees", "one event twice", |lines, _| lines.extend(lines.last().cloned())),
         ("a subscriber sees", "one event less", |lines, _| drop(lines.pop())),
         ("a subscriber sees", "one event of another type", |_, facts| {
@@ -264,7 +283,7 @@ fn each_promise_that_is_broken_is_found_by_its_own_check() {
         ("a key has one answer", "two answers that were kept", |lines, _| {
             for etag in [2, 3] {
                 let answer = json!({ "id": "ord_1", "lines": [], "status": if etag == 2 { "paid" } else { "refunded" } });
-                let kept = Outcome::Ok { status: 201, etag: Some(etag), replayed: true, answer };
+                let kept = Outcome::Ok { status: 201, etag: Some(etag), position: None, replayed: true, answer };
                 if etag == 2 {
                     outcome(lines, 2, kept);
                 } else {
@@ -296,7 +315,7 @@ fn each_promise_that_is_broken_is_found_by_its_own_check() {
 #[test]
 fn an_old_answer_that_was_kept_is_no_stale_read_but_counts_as_seen() {
     let mut lines = lines();
-    let kept = Outcome::Ok { status: 200, etag: Some(1), replayed: true, answer: cart("open", 2) };
+    let kept = Outcome::Ok { status: 200, etag: Some(1), position: None, replayed: true, answer: cart("open", 2) };
     lines.push(attempt(1, 200, "POST", "/api/carts/cart_1/items", json!({}), kept));
     assert_eq!(monotonic(&run(lines, facts())), Vec::<String>::new());
 }

@@ -14,7 +14,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use crate::asking::{Addresses, Client, Method, Wish};
-use crate::history::{Outcome, Recorder};
+use crate::history::{Outcome, Recorder, Seeks};
 use crate::purchase::{purchase, text};
 use crate::subscriber::{Subject, Subscriber, Transport};
 
@@ -22,6 +22,8 @@ use crate::subscriber::{Subject, Subscriber, Transport};
 const KNOWN_MAX: usize = 200;
 /// How long everybody has to come to an end.
 const GOING_HOME: Duration = Duration::from_secs(120);
+/// Pages of a list that are read for one order: more than there are.
+const PAGES_MAX: usize = 200;
 const SETTLE_LOOKS_MAX: usize = 600;
 const SETTLE_LOOK_EVERY: Duration = Duration::from_millis(100);
 
@@ -258,8 +260,8 @@ impl Person {
             _ => {}
         }
         let body = purchase(self.card());
-        let order = self.post(&format!("{path}/checkout"), Some(&token), body).await.answer()?.clone();
-        self.has_ordered(&order, &token).await
+        let ordered = self.post(&format!("{path}/checkout"), Some(&token), body).await;
+        self.has_ordered(&ordered, &token).await
     }
 
     async fn buys_at_once(&mut self) -> Option<()> {
@@ -269,17 +271,21 @@ impl Person {
         if second != first && self.client.random.bool() {
             body["items"] = json!([{ "sku": first, "quantity": 1 }, { "sku": second, "quantity": 2 }]);
         }
-        let order = self.post("/api/orders", None, body).await.answer()?.clone();
-        let token = text(&order["token"]);
-        self.has_ordered(&order, &token).await
+        let ordered = self.post("/api/orders", None, body).await;
+        let token = text(&ordered.answer()?["token"]);
+        self.has_ordered(&ordered, &token).await
     }
 
-    async fn has_ordered(&mut self, order: &Value, token: &str) -> Option<()> {
+    async fn has_ordered(&mut self, ordered: &Outcome, token: &str) -> Option<()> {
+        let order = ordered.answer()?;
         let id = text(&order["id"]);
         let path = format!("/api/orders/{id}");
         self.knows(&path, token);
         self.follows("order", &id, token);
         let mut status = text(&order["status"]);
+        if self.chance(10) {
+            self.seeks(Seeks { order: id.clone(), status: status.clone(), position: ordered.position()? }).await;
+        }
         for _ in 0..SETTLE_LOOKS_MAX {
             if !["pending", "reserved"].contains(&status.as_str()) {
                 break;
@@ -292,6 +298,18 @@ impl Person {
             self.client.get(&path, Some(token)).await;
         }
         Some(())
+    }
+
+    /// Reads the operator's list of orders, any node's, until it has this one.
+    async fn seeks(&mut self, seeks: Seeks) -> Option<()> {
+        let operator = self.square.operator.clone();
+        let mut cursor = String::new();
+        for _ in 0..PAGES_MAX {
+            let page = self.client.list(&format!("/api/orders?limit=50{cursor}"), &operator, &seeks).await.answer()?.clone();
+            let is_found = page["items"].as_array()?.iter().any(|order| order["id"] == seeks.order.as_str());
+            cursor = format!("&cursor={}", page["next_cursor"].as_str().filter(|_| !is_found)?);
+        }
+        None
     }
 
     /// More and less of something, each with a reason of its own, by which it is found again.

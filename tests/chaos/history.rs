@@ -43,7 +43,18 @@ pub struct Asked {
     pub key: Option<String>,
     #[serde(default, skip_serializing_if = "Value::is_null")]
     pub body: Value,
+    /// What a list is read for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seeks: Option<Seeks>,
     pub outcome: Outcome,
+}
+
+/// An order that its buyer was told of, and where that was written: a list that knows so much has it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Seeks {
+    pub order: String,
+    pub status: String,
+    pub position: u64,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -53,6 +64,8 @@ pub enum Outcome {
         status: u16,
         #[serde(default, skip_serializing_if = "Option::is_none")]
         etag: Option<u64>,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        position: Option<u64>,
         /// Whether it is the kept answer of an earlier attempt.
         #[serde(default)]
         replayed: bool,
@@ -102,6 +115,14 @@ impl Outcome {
     pub fn answer(&self) -> Option<&Value> {
         match self {
             Outcome::Ok { answer, .. } => Some(answer),
+            Outcome::Refused { .. } | Outcome::Unknown { .. } => None,
+        }
+    }
+
+    /// Where it was written, as far as the answer says.
+    pub fn position(&self) -> Option<u64> {
+        match self {
+            Outcome::Ok { position, .. } => *position,
             Outcome::Refused { .. } | Outcome::Unknown { .. } => None,
         }
     }
@@ -320,10 +341,11 @@ mod tests {
                 path: "/api/carts/cart_1/items?x=1".into(),
                 key: Some("k".into()),
                 body: json!({ "sku": "A" }),
+                seeks: None,
                 outcome,
             })
         };
-        let ok = Outcome::Ok { status: 200, etag: Some(3), replayed: true, answer: json!({ "id": "cart_1" }) };
+        let ok = Outcome::Ok { status: 200, etag: Some(3), position: Some(9), replayed: true, answer: json!({ "id": "cart_1" }) };
         // Attempts end in another order than they begin.
         recorder.note(asked(ok, 20));
         recorder.note(asked(Outcome::Unknown { why: "the connection broke".into() }, 10));

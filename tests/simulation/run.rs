@@ -192,16 +192,7 @@ fn strike(cluster: &Cluster, who: &'static str, what: &str, how: impl FnOnce(&mu
 /// Everything is well again.
 async fn calm(cluster: &Arc<Cluster>) {
     cluster.world.tell("calm");
-    let well_again = {
-        let mut world = cluster.world.lock();
-        world.weather = Weather::FAIR;
-        let struck = world.lives.iter().flat_map(|life| [life.frozen_until, life.cut_until]);
-        // A leader that was deposed may tell what was, for as long as it does not know.
-        struck.chain([world.election_until, world.deposed.1]).max()
-    };
-    if let Some(well_again) = well_again {
-        tokio::time::sleep_until(well_again).await;
-    }
+    cluster.world.lock().weather = Weather::FAIR;
     while cluster.on_their_way.load(Ordering::SeqCst) > 0 {
         tokio::time::sleep(Duration::from_millis(500)).await;
     }

@@ -284,8 +284,8 @@ impl Journal for Replicated {
 
     fn end(&self) -> BoxFuture<'_, Result<Position, ReadError>> {
         Box::pin(async move {
-            let extent = self.core.stream.extent().await.map_err(|error| ReadError::Unreadable(error.to_string()))?;
-            Ok(Position(extent.last))
+            let end = self.core.proofs.end().await.map_err(|error| ReadError::Unreadable(error.to_string()))?;
+            Ok(Position(end))
         })
     }
 
