@@ -188,9 +188,7 @@ impl SigningArgs {
         };
         Ok(operators_token(keys, now)?)
     }
-}
 
-impl SigningArgs {
     pub fn names_cluster(&self) -> bool {
         self.keystore.nats.is_given()
     }
@@ -253,7 +251,7 @@ impl CreateArgs {
         let (password, made) = self.password()?;
         let SigningArgs { keystore, signing_key } = &self.signing;
         let existed = match keystore.nats.is_given() {
-            true => self.in_cluster(&password).await?,
+            true => self.in_running(self.signing.node_of_cluster(self.url.as_deref()).await?, &password).await?,
             false => self.in_folder(&keystore.data, signing_key.as_deref(), &password).await?,
         };
         match (existed, made) {
@@ -262,12 +260,6 @@ impl CreateArgs {
             (false, false) => println!("The admin {} can log in.", self.email),
         }
         Ok(())
-    }
-
-    /// Whether the account existed.
-    async fn in_cluster(&self, password: &str) -> Result<bool, Failed> {
-        let client = self.signing.node_of_cluster(self.url.as_deref()).await?;
-        self.in_running(client, password).await
     }
 
     /// Whether the account existed.
