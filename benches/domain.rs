@@ -70,6 +70,7 @@ fn purchase(criterion: &mut Criterion) {
             quantity: 1,
             unit_price: price,
             total: price,
+            claim: None,
         }],
         total: price,
         contact: Contact::Plain {

@@ -36,7 +36,7 @@ type Header = (HeaderName, HeaderValue);
 /// Budgets that are charged and never spent.
 fn plenty() -> Quotas {
     let plenty = "1000000/s:1000000".parse().unwrap();
-    Quotas { reads: plenty, writes: plenty, login: plenty, checkout: plenty, operator: plenty }
+    Quotas { reads: plenty, writes: plenty, login: plenty, checkout: plenty, claims: plenty, operator: plenty }
 }
 
 async fn open_door(node: &Node, quotas: Quotas) -> SocketAddr {

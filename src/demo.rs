@@ -1,4 +1,4 @@
-//! A small shop and three accounts for an empty data folder, so that a newcomer has something to buy.
+//! A small shop, a flash sale and three accounts for an empty data folder, so that a newcomer has something to buy.
 //!
 //! It goes through the same commands as a vendor would and must never touch a folder that holds anything.
 
@@ -8,9 +8,11 @@ use futures_util::stream::{self, StreamExt, TryStreamExt};
 use ulid::Ulid;
 
 use crate::actors::{AskError, Caller, Runtime};
+use crate::domain::flash_sale::{self, ADMISSION_MS, CLAIM_MS, GRACE_MS, Terms};
 use crate::domain::product::{Command, Content, Rejection, Variant};
+use crate::domain::time::MINUTE_MS;
 use crate::domain::user::Role;
-use crate::domain::{CommandId, Currency, Money, Product, Shop, User, ids, shop, user};
+use crate::domain::{CommandId, Currency, FlashSale, Money, Product, Shop, User, ids, shop, user};
 use crate::http::identity::Identity;
 use crate::http::users::{self, NewAccount};
 
@@ -120,6 +122,15 @@ const SAMPLES: &[Sample] = &[
 
 const IN_FLIGHT: usize = 4;
 
+/// What is on sale: a sku of the samples, and as much of it as there is in stock and to spare.
+const SALE_SKU: &str = "TEA-EMERALD";
+const SALE_UNITS: u32 = 100;
+const SALE_CENTS: i64 = 1_450;
+const SALE_LIMIT: u32 = 2;
+/// From the filling of the shop to the start of the sale, and how long that lasts.
+const SALE_IN_MS: i64 = 5 * MINUTE_MS;
+const SALE_MS: i64 = 60 * MINUTE_MS;
+
 pub const ACCOUNTS: [&str; 3] = ["admin@souk.test", "vendor@souk.test", "shopper@souk.test"];
 pub const PASSWORD: &str = "souk-demo";
 
@@ -134,9 +145,19 @@ pub async fn fill(runtime: &Runtime, identity: &Identity) -> Result<usize, Faile
     let shop = format!("{}_{}", ids::SHOP, Ulid::new());
     let content = shop::Content { name: "Bab Doukkala".into(), description: "Made by hand in the old town.".into() };
     runtime.ask::<Shop>(&shop, shop::Command::Open { owner: vendor, content }, caller()).await?;
-    let products: Vec<()> =
+    let products: Vec<Vec<Terms>> =
         stream::iter(SAMPLES).map(|sample| create(runtime, sample, &shop)).buffer_unordered(IN_FLIGHT).try_collect().await?;
+    for terms in products.iter().flatten() {
+        put_on_sale(runtime, terms).await?;
+    }
     Ok(products.len())
+}
+
+async fn put_on_sale(runtime: &Runtime, terms: &Terms) -> Result<(), AskError<flash_sale::Rejection>> {
+    let id = format!("{}_{}", ids::FLASH_SALE, Ulid::new());
+    let create = flash_sale::Command::Create { terms: Box::new(terms.clone()) };
+    runtime.ask::<FlashSale>(&id, create, caller()).await?;
+    runtime.ask::<FlashSale>(&id, flash_sale::Command::Approve, caller()).await.map(drop)
 }
 
 fn caller() -> Caller {
@@ -151,10 +172,30 @@ async fn register(runtime: &Runtime, identity: &Identity, email: &str, name: &st
     Ok(user)
 }
 
-async fn create(runtime: &Runtime, sample: &Sample, shop: &str) -> Result<(), AskError<Rejection>> {
+/// Makes the product, and says what of it is to be put on sale.
+async fn create(runtime: &Runtime, sample: &Sample, shop: &str) -> Result<Vec<Terms>, AskError<Rejection>> {
     let id = format!("{}_{}", ids::PRODUCT, Ulid::new());
     let command = Command::Create { content: sample.content(shop), stock: sample.stock() };
-    runtime.ask::<Product>(&id, command, caller()).await.map(drop)
+    runtime.ask::<Product>(&id, command, caller()).await?;
+    let starts_at = runtime.now().plus_ms(SALE_IN_MS);
+    let of_sale = sample.variants.iter().filter(|(_, sku, _)| *sku == SALE_SKU);
+    let terms = of_sale.map(|(value, sku, _)| Terms {
+        sku: (*sku).to_owned(),
+        product: id.clone(),
+        shop: Some(shop.to_owned()),
+        title: format!("{} ({value})", sample.title),
+        price: Money::new(SALE_CENTS, Currency::EUR),
+        quantity: SALE_UNITS,
+        per_customer_limit: SALE_LIMIT,
+        per_address_limit: None,
+        starts_at,
+        ends_at: starts_at.plus_ms(SALE_MS),
+        claim_ms: CLAIM_MS,
+        admission_ms: ADMISSION_MS,
+        grace_ms: GRACE_MS,
+        guests: true,
+    });
+    Ok(terms.collect())
 }
 
 impl Sample {

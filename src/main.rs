@@ -215,6 +215,10 @@ struct LimitArgs {
     #[arg(long, value_name = "QUOTA", default_value_t = Quotas::default().checkout, env = "SOUK_LIMIT_CHECKOUT")]
     limit_checkout: Quota,
 
+    /// Claims of one caller in flash sales
+    #[arg(long, value_name = "QUOTA", default_value_t = Quotas::default().claims, env = "SOUK_LIMIT_CLAIMS")]
+    limit_claims: Quota,
+
     /// Requests with a token of `souk admin token`, whatever they are
     #[arg(long, value_name = "QUOTA", default_value_t = Quotas::default().operator, env = "SOUK_LIMIT_OPERATOR")]
     limit_operator: Quota,
@@ -234,6 +238,7 @@ impl LimitArgs {
             writes: self.limit_writes,
             login: self.limit_login,
             checkout: self.limit_checkout,
+            claims: self.limit_claims,
             operator: self.limit_operator,
         }
     }

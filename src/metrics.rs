@@ -176,6 +176,7 @@ impl Collector for NodeCollector {
         count("entity_deaths", "Entities whose actor failed", counters.deaths.get())?;
         count("entity_snapshots", "Snapshots written", counters.snapshots.get())?;
         count("journal_writes", "Batches handed to the journal", counters.writes.get())?;
+        count("entity_turned_away", "Commands refused at an entity's door, without asking it", counters.turned_away.get())?;
         count("journal_writes_failed", "Batches that were not, or perhaps not, stored", counters.failed_writes.get())?;
         count("journal_conflicts", "Batches refused because somebody else had written first", counters.conflicts.get())?;
         encode_durations(

@@ -23,8 +23,8 @@ use souk::domain::order::Owner;
 use souk::domain::request::{Answer, Seed};
 use souk::domain::user::{Sealed, SealedEmail};
 use souk::domain::{
-    Cart, CommandId, Currency, Email, Entity, EveryKind, Inventory, Money, Order, Payment, Product, Request, Shop, Timestamp,
-    User, cart, email, every_kind, inventory, order, payment, product, request, shop, user,
+    Cart, CommandId, Currency, Email, Entity, EveryKind, FlashSale, Inventory, Money, Order, Payment, Product, Request, Shop,
+    Timestamp, User, cart, email, every_kind, flash_sale, inventory, order, payment, product, request, shop, user,
 };
 use souk::persistence::record::{Cause, Payload, PayloadWriter, raw_records};
 use souk::persistence::{Append, Embedded, EntityKey, Journal, Options, Position, Wake};
@@ -36,6 +36,7 @@ const ORDER: &str = "ord_01M7XTJD39HAVHP9G020ZF53AX";
 const PAYMENT: &str = "pay_01M7XTJD39HAVHP9G020ZF53AX";
 const PRODUCT: &str = "prod_01M7XTJ72XFBZWPK91BJAAFXTS";
 const REQUEST: &str = "2c26b46b68ffc68ff99b453c1d30413413422d706483bfa0f98a5e886266e7ae";
+const FLASH_SALE: &str = "fs_01M7XTJ72XFBZWPK91BJAAFXTS";
 const SHOP: &str = "shop_01M7XTJ72XFBZWPK91BJAAFXTS";
 const USER: &str = "usr_01M7XTJ72XFBZWPK91BJAAFXTS";
 const SESSION: &str = "ses_01M7XTHE7A1DG5ZFV3YB8HNKSC";
@@ -143,6 +144,7 @@ fn draft() -> order::Draft {
             quantity: 2,
             unit_price: euros(4_900),
             total: euros(9_800),
+            claim: None,
         }],
         total: euros(9_800),
         contact: contact(),
@@ -194,6 +196,8 @@ fn inventory_samples() -> Vec<Sample> {
         Reserved { .. } => "inventory.reserved", Reserved { order: order(), cart: Some(cart()), quantity: 2, available: 398 };
         Released { .. } => "inventory.released", Released { order: order(), available: 400 };
         Closed { .. } => "inventory.closed", Closed { order: order(), until: at("2026-11-21T02:12:12.653Z") };
+        Allotted { .. } => "inventory.allotted",
+            Allotted { sale: FLASH_SALE.into(), allotment: allotment(), on_hand: 388, available: 300 };
         Decreased { .. } => "stock.decreased",
             Decreased { quantity: 2, reason: "sold".into(), order: Some(order()), on_hand: 398, available: 398 };
         Increased { .. } => "stock.increased",
@@ -378,9 +382,70 @@ fn shop_samples() -> Vec<Sample> {
     ])
 }
 
+fn allotment() -> inventory::Allotment {
+    inventory::Allotment { revision: 3, quantity: 100, sold: 12 }
+}
+
+#[rustfmt::skip]
+fn flash_sale_samples() -> Vec<Sample> {
+    use flash_sale::Event::*;
+    let customer = || flash_sale::Customer::of(&Owner::Account { user: USER.into() }).unwrap();
+    let until = || at("2026-11-21T12:05:00.000Z");
+    let terms = || Box::new(flash_sale::Terms {
+        sku: SKU.into(),
+        product: PRODUCT.into(),
+        shop: Some(SHOP.into()),
+        title: "Copper Lantern (Small)".into(),
+        price: euros(2_900),
+        quantity: 100,
+        per_customer_limit: 2,
+        per_address_limit: Some(10),
+        starts_at: at("2026-11-21T12:00:00.000Z"),
+        ends_at: at("2026-11-21T13:00:00.000Z"),
+        claim_ms: 300_000,
+        admission_ms: 60_000,
+        grace_ms: 120_000,
+        guests: true,
+    });
+    samples!(FlashSale, FLASH_SALE, [
+        Created { .. } => "flash_sale.created", Created { id: FLASH_SALE.into(), terms: terms() };
+        Updated { .. } => "flash_sale.updated", Updated { terms: terms() };
+        Tuned { .. } => "flash_sale.tuned",
+            Tuned { tuning: flash_sale::Tuning { admissions_per_s: Some(500), challenge_bits: 16 } };
+        Approved { .. } => "flash_sale.approved", Approved { command: command() };
+        Refused { .. } => "flash_sale.refused",
+            Refused { why: inventory::Rejection::Short { requested: 100, available: 40 } };
+        Scheduled => "flash_sale.scheduled", Scheduled;
+        Allotted { .. } => "flash_sale.allotted", Allotted { allotment: allotment() };
+        ReminderRequested { .. } => "flash_sale.reminder.requested", ReminderRequested { customer: customer() };
+        StartingSoon { .. } => "flash_sale.starting_soon", StartingSoon { starts_at: at("2026-11-21T12:00:00.000Z") };
+        Started => "flash_sale.started", Started;
+        Paused => "flash_sale.paused", Paused;
+        Resumed => "flash_sale.resumed", Resumed;
+        Claimed { .. } => "flash_sale.claimed",
+            Claimed { claim: 17, customer: customer(), quantity: 1, until: until(), command: 14_695_981_039_346_656_037, address: 7, admits_from_us: Some(1_795_219_200_000_000) };
+        Queued { .. } => "flash_sale.queued",
+            Queued { ticket: 4, customer: customer(), quantity: 1, command: 14_695_981_039_346_656_037, address: 7 };
+        Admitted { .. } => "flash_sale.admitted",
+            Admitted { admissions: vec![flash_sale::Admission { ticket: 4, claim: 18, quantity: 1 }], at: at("2026-11-21T12:04:00.000Z"), until: until(), admits_from_us: Some(1_795_219_200_000_000) };
+        TicketAway { .. } => "flash_sale.ticket.away", TicketAway { ticket: 4, until: until() };
+        TicketBack { .. } => "flash_sale.ticket.back", TicketBack { ticket: 4 };
+        TicketsLeft { .. } => "flash_sale.ticket.left", TicketsLeft { tickets: vec![4] };
+        ClaimsExpired { .. } => "flash_sale.claim_expired", ClaimsExpired { claims: vec![17] };
+        ClaimReleased { .. } => "flash_sale.claim_released", ClaimReleased { claim: 17 };
+        CheckoutStarted { .. } => "flash_sale.checkout_started", CheckoutStarted { claim: 17, order: ORDER.into() };
+        Sold { .. } => "flash_sale.sold", Sold { claim: 17 };
+        Returned { .. } => "flash_sale.returned", Returned { claim: 17 };
+        SoldOut => "flash_sale.sold_out", SoldOut;
+        AvailableAgain { .. } => "flash_sale.available_again", AvailableAgain { available: 1 };
+        Ended => "flash_sale.ended", Ended;
+        Cancelled { .. } => "flash_sale.cancelled", Cancelled { reason: "the lanterns are damaged".into() };
+    ])
+}
+
 fn samples() -> Vec<Sample> {
     let trade = [product_samples(), inventory_samples(), cart_samples(), order_samples(), payment_samples(), request_samples()];
-    let kinds = trade.into_iter().chain([user_samples(), email_samples(), shop_samples()]);
+    let kinds = trade.into_iter().chain([user_samples(), email_samples(), shop_samples(), flash_sale_samples()]);
     kinds.flatten().collect()
 }
 

@@ -10,7 +10,8 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use souk::rehearse::checkout::{self, CheckoutArgs, RehearseError, Report};
+use souk::rehearse::RehearseError;
+use souk::rehearse::checkout::{self, CheckoutArgs, Report};
 use support::{Asked, Told, serve, told};
 
 /// How the service behaves.

@@ -202,6 +202,7 @@ mod tests {
             quantity: 1,
             unit_price: price,
             total: price,
+            claim: None,
         };
         Draft {
             owner,

@@ -19,12 +19,13 @@ use super::ask::{Answered, AskError, Caller, Failure};
 use super::conversation::{ATTEMPT, ATTEMPT_SLACK_MS, AnyAnswer, Attempt, Letter};
 use super::gate::Gate;
 use super::kind::Kind;
+use super::notice::Board;
 use super::reply::{Outcome, ReplyTo};
 use super::retry::backoff_ms;
 use crate::domain::entity::Hear;
 use crate::domain::{CommandId, Context, Debt, Decision, Entity, Recipient, Reply, Saga, Timestamp};
 use crate::persistence::record::{Cause, Payload, PayloadWriter};
-use crate::persistence::{Append, AppendError, Batch, EntityKey, Position, ReadError, Snapshot, Version, Wake};
+use crate::persistence::{Append, AppendError, Batch, EntityKey, Of, Position, ReadError, Snapshot, Version, Wake};
 
 /// How many batches a replay reads at a time.
 const READ_BATCHES: usize = 256;
@@ -36,9 +37,13 @@ const PENDING_BYTES_MAX: usize = 4 << 20;
 const REPLAYED_AS_FAST: u64 = 16;
 /// How many times a snapshot's weight is written to the journal before the next one.
 const SNAPSHOT_SHARE: usize = 8;
+/// And this at most, where that would be more: what follows the newest snapshot is replayed by whoever comes to life.
+const REPLAY_MAX_BYTES: usize = 128 << 20;
 /// How long an entity that is to leave for another node waits for answers to what it is just delivering: it would only be
 /// delivered again.
 const LEAVE_WITHOUT_ANSWERS: Duration = Duration::from_secs(1);
+/// Steps of time that are taken before a command at most: each may be a bounded part of what is due.
+const ELAPSES_MAX: usize = 8;
 /// How soon an entity is woken again whose time came and changed nothing.
 const STILL_DUE_MS: i64 = 1_000;
 
@@ -68,11 +73,15 @@ pub enum Message<E: Entity> {
     Stored(Version),
     Passivate,
     /// Makes sure that nobody else wrote to this entity before it answers what comes after this.
-    Confirm,
+    Confirm {
+        tenure: u64,
+    },
     /// What the journal says is this entity's newest batch: it answers what comes after this as one that knows it.
     Newest(Position, Confirmed),
     /// It belongs to another node now, or this node is going: it leaves as soon as nothing is under way.
     HandOver,
+    /// A snapshot that was written beside this entity is done, and weighs so much; `None` when it came to nothing.
+    Drawn(Option<usize>),
 }
 
 /// Hears whether the entity is what the journal says.
@@ -95,6 +104,9 @@ impl<E: Entity> Message<E> {
 pub struct Arguments<E: Entity> {
     pub kind: Arc<Kind<E>>,
     pub gate: Arc<Gate>,
+    pub board: Arc<Board<E>>,
+    /// Under which this node has it.
+    pub tenure: u64,
     pub key: EntityKey,
     pub id: Arc<str>,
 }
@@ -111,6 +123,10 @@ impl<E> Default for EntityActor<E> {
 pub struct Resident<E: Entity> {
     kind: Arc<Kind<E>>,
     gate: Arc<Gate>,
+    board: Arc<Board<E>>,
+    /// What stands on the board, if anything does, is of this state.
+    is_noticed: bool,
+    tenure: u64,
     key: EntityKey,
     id: Arc<str>,
     loaded: bool,
@@ -141,6 +157,8 @@ pub struct Resident<E: Entity> {
     /// Since when it is to leave for another node.
     handing_over: Option<Instant>,
     snapshot: Written,
+    /// A snapshot is being written beside this.
+    is_drawing: bool,
 }
 
 /// Decided and not yet sent to the journal.
@@ -159,9 +177,41 @@ struct InFlight<E: Entity> {
     /// What the journal said was this entity's newest batch while this write was on its way, and who wants to hear that this
     /// is known.
     confirming: Vec<(Position, Option<Confirmed>)>,
-    /// Serialized as of this write, when one is due.
-    snapshot: Option<Vec<u8>>,
+    /// As of this write, when one is due.
+    snapshot: Option<Taken<E>>,
     last: Version,
+}
+
+/// A snapshot that is not written yet.
+enum Taken<E: Entity> {
+    Bytes(Vec<u8>),
+    /// To be serialized elsewhere: see [`Entity::picture`].
+    Picture(Box<Picture<E>>),
+}
+
+struct Picture<E: Entity> {
+    state: E::State,
+    correlation: Arc<str>,
+    answers: Vec<(CommandId, AnswerOf<E>)>,
+}
+
+impl<E: Entity> Picture<E> {
+    fn write(&self, out: &mut dyn std::io::Write) -> Result<(), serde_json::Error> {
+        let Picture { state, correlation, answers } = self;
+        serde_json::to_writer(out, &SnapshotOut::<E> { state, correlation, answers: answers.iter().collect() })
+    }
+}
+
+/// Tells the entity, whatever becomes of the writing.
+struct Drawing<E: Entity> {
+    entity: ActorRef<Message<E>>,
+    bytes: Option<usize>,
+}
+
+impl<E: Entity> Drop for Drawing<E> {
+    fn drop(&mut self) {
+        let _ = self.entity.send_message(Message::Drawn(self.bytes));
+    }
 }
 
 /// How much was written since the newest snapshot, and how large that is.
@@ -203,6 +253,10 @@ impl<E: Entity> Actor for EntityActor<E> {
         message: Message<E>,
         entity: &mut Resident<E>,
     ) -> Result<(), ActorProcessingErr> {
+        if let Message::Drawn(bytes) = message {
+            entity.on_drawn(bytes);
+            return Ok(());
+        }
         if !entity.loaded {
             if let Err(error) = entity.load().await {
                 return entity.cannot_load(&myself, message, error);
@@ -221,14 +275,19 @@ impl<E: Entity> Actor for EntityActor<E> {
             Message::Wake => entity.on_wake(&myself)?,
             Message::Stored(version) => entity.on_stored(version).await?,
             Message::Passivate => entity.forget_expired(),
-            Message::Confirm => entity.confirm().await?,
+            Message::Confirm { tenure } => {
+                entity.begin_tenure(tenure);
+                entity.confirm().await?;
+            }
             Message::Newest(newest, tell) => entity.know(newest, Some(tell)).await?,
             Message::HandOver => entity.hand_over(),
+            Message::Drawn(_) => {}
         }
         if entity.version != version {
             entity.show_to_watches();
         }
         entity.write_pending(&myself)?;
+        entity.put_up_notice();
         // An entity that was never written is only somebody's wrong id: it does not stay.
         if asked_to_leave || entity.version == 0 {
             entity.leave_if_idle(&myself);
@@ -238,10 +297,13 @@ impl<E: Entity> Actor for EntityActor<E> {
 }
 
 impl<E: Entity> Resident<E> {
-    fn new(Arguments { kind, gate, key, id }: Arguments<E>) -> Self {
+    fn new(Arguments { kind, gate, board, tenure, key, id }: Arguments<E>) -> Self {
         Resident {
             kind,
             gate,
+            board,
+            is_noticed: false,
+            tenure,
             key,
             id,
             loaded: false,
@@ -261,6 +323,7 @@ impl<E: Entity> Resident<E> {
             failed_loads: 0,
             handing_over: None,
             snapshot: Written::default(),
+            is_drawing: false,
         }
     }
 
@@ -268,6 +331,7 @@ impl<E: Entity> Resident<E> {
 
     /// The newest snapshot, then the journal after it.
     async fn load(&mut self) -> Result<(), ReadError> {
+        self.take_down_notice();
         self.state = E::State::default();
         self.version = 0;
         self.position = Position(0);
@@ -387,7 +451,8 @@ impl<E: Entity> Resident<E> {
                 }
                 self.kind.shared.agenda.set(&self.key, again_at);
             }
-            Message::Watch { .. } | Message::Confirm | Message::Passivate | Message::HandOver => {}
+            Message::Confirm { tenure } => self.begin_tenure(tenure),
+            Message::Watch { .. } | Message::Passivate | Message::HandOver | Message::Drawn(_) => {}
         }
         if is_damage {
             return Err(error.into());
@@ -424,6 +489,7 @@ impl<E: Entity> Resident<E> {
                 return Ok(());
             }
             let now = self.kind.shared.clock.now();
+            self.let_time_pass(now)?;
             let again = (!self.proven && self.in_flight.is_none()).then(|| command.clone());
             match self.decide(command, &caller, now) {
                 Ok(decision) if again.is_none() || decision.is_to_be_written() => {
@@ -464,6 +530,18 @@ impl<E: Entity> Resident<E> {
         E::decide(&self.state, command, &context).map_err(AskError::Rejected)
     }
 
+    /// Does what time has brought, so that a command finds it done: what has run out by now, nobody can use any more.
+    fn let_time_pass(&mut self, now: Timestamp) -> Result<(), ActorProcessingErr> {
+        for _ in 0..ELAPSES_MAX {
+            let is_due = E::due(&self.state).is_some_and(|due| due <= now);
+            let Some(command) = E::elapse().filter(|_| is_due) else { break };
+            if !self.decide_own(command, CommandId(format!("due:{now}")))? {
+                break;
+            }
+        }
+        Ok(())
+    }
+
     /// A command of the entity to itself: an answer that it heard, or time. Its rules make a repeat harmless, so its answer
     /// is not remembered.
     fn decide_own(&mut self, command: E::Command, id: CommandId) -> Result<bool, ActorProcessingErr> {
@@ -499,6 +577,7 @@ impl<E: Entity> Resident<E> {
             }
             return Ok(());
         }
+        self.take_down_notice();
         let pending = self.pending.get_or_insert_with(|| Pending {
             payload: PayloadWriter::default(),
             expected: self.version,
@@ -577,6 +656,9 @@ impl<E: Entity> Resident<E> {
     }
 
     fn show_to_watches(&mut self) {
+        if self.watches.is_empty() {
+            return;
+        }
         let now = Instant::now();
         let mut seen = Vec::new();
         self.watches.retain_mut(|(until, watch)| {
@@ -624,9 +706,8 @@ impl<E: Entity> Resident<E> {
         let payload = payload.finish(wake)?;
         self.snapshot.bytes_since += payload.len();
         let snapshot = self.snapshot_if_due()?;
-        if let Some(bytes) = &snapshot {
-            self.snapshot = Written { version: self.version, bytes: bytes.len(), bytes_since: 0 };
-            self.kind.shared.counters.snapshots.add(1);
+        if let Some(taken) = &snapshot {
+            self.count_snapshot(taken);
         }
         self.in_flight = Some(InFlight { owed, waiters: Vec::new(), confirming: Vec::new(), snapshot, last: self.version });
         self.gate.set_version(self.version);
@@ -661,8 +742,8 @@ impl<E: Entity> Resident<E> {
         for waiter in landed.waiters {
             waiter(Ok(position));
         }
-        if let Some(bytes) = landed.snapshot {
-            self.put_snapshot(landed.last, bytes);
+        if let Some(taken) = landed.snapshot {
+            self.put_snapshot(landed.last, taken, myself);
         }
         self.deliver(landed.owed, myself);
         self.schedule();
@@ -775,26 +856,84 @@ impl<E: Entity> Resident<E> {
 
     /// A snapshot is due after so many records, and not before several times as much was written as the last one weighed:
     /// so a large entity spends little on snapshots beside what it spends on its journal.
-    fn snapshot_if_due(&self) -> Result<Option<Vec<u8>>, serde_json::Error> {
+    fn snapshot_if_due(&self) -> Result<Option<Taken<E>>, serde_json::Error> {
         let records = self.version - self.snapshot.version;
-        if records < self.kind.shared.config.snapshot_every || self.snapshot.bytes_since < self.snapshot.bytes * SNAPSHOT_SHARE {
+        let enough = self.snapshot.bytes.saturating_mul(SNAPSHOT_SHARE).min(REPLAY_MAX_BYTES);
+        if self.is_drawing || records < self.kind.shared.config.snapshot_every || self.snapshot.bytes_since < enough {
             return Ok(None);
         }
-        self.snapshot_bytes().map(Some)
+        self.picture().map_or_else(|| self.snapshot_bytes(), Ok).map(Some)
+    }
+
+    fn picture(&self) -> Option<Taken<E>> {
+        let state = E::picture(&self.state)?;
+        let answers = self.answers.iter().cloned().collect();
+        Some(Taken::Picture(Box::new(Picture { state, correlation: self.correlation.clone(), answers })))
+    }
+
+    fn snapshot_bytes(&self) -> Result<Taken<E>, serde_json::Error> {
+        let (state, correlation, answers) = (&self.state, &*self.correlation, self.answers.iter().collect());
+        serde_json::to_vec(&SnapshotOut::<E> { state, correlation, answers }).map(Taken::Bytes)
+    }
+
+    fn count_snapshot(&mut self, taken: &Taken<E>) {
+        let bytes = match taken {
+            Taken::Bytes(bytes) => bytes.len(),
+            // It is weighed when it is written.
+            Taken::Picture(_) => self.snapshot.bytes,
+        };
+        self.snapshot = Written { version: self.version, bytes, bytes_since: 0 };
+        self.kind.shared.counters.snapshots.add(1);
     }
 
     /// As of the newest batch that is durable, which ends with `version`.
-    fn put_snapshot(&self, version: Version, bytes: Vec<u8>) {
-        let snapshot = Snapshot { version, position: self.position, format: E::SNAPSHOT_FORMAT, bytes: bytes.into() };
-        self.kind.shared.snapshots.put(&self.key, &snapshot);
+    fn put_snapshot(&mut self, version: Version, taken: Taken<E>, myself: &ActorRef<Message<E>>) {
+        let (snapshots, key) = (&self.kind.shared.snapshots, &self.key);
+        let (position, format) = (self.position, E::SNAPSHOT_FORMAT);
+        match taken {
+            Taken::Bytes(bytes) => snapshots.put(key, &Snapshot { version, position, format, bytes: bytes.into() }),
+            Taken::Picture(picture) => {
+                let (snapshots, key) = (snapshots.clone(), key.clone());
+                let drawing = Drawing { entity: myself.clone(), bytes: None };
+                self.is_drawing = true;
+                self.kind.shared.on_tasks.spawn_blocking(move || {
+                    // All of it, or the entity would be told at once.
+                    let mut drawing = drawing;
+                    drawing.bytes = snapshots.draw(&key, Of { version, position, format }, |out| picture.write(out));
+                });
+            }
+        }
     }
 
-    fn snapshot_bytes(&self) -> Result<Vec<u8>, serde_json::Error> {
-        serde_json::to_vec(&SnapshotOut::<E> {
-            state: &self.state,
-            correlation: &self.correlation,
-            answers: self.answers.iter().collect(),
-        })
+    fn on_drawn(&mut self, bytes: Option<usize>) {
+        self.is_drawing = false;
+        self.snapshot.bytes = bytes.unwrap_or(self.snapshot.bytes);
+    }
+
+    // What stands at the door ---------------------------------------------------------------------------------------
+
+    /// As soon as all of the state is durable, and known to be what the journal says.
+    fn put_up_notice(&mut self) {
+        if self.is_noticed || !self.loaded || !self.proven || self.pending.is_some() || self.in_flight.is_some() {
+            return;
+        }
+        self.is_noticed = true;
+        if let Some(notice) = E::notice(&self.state) {
+            let answered = self.answers.iter().map(|(command, _)| command);
+            self.board.put_up(notice, E::due(&self.state), self.tenure, answered);
+        }
+    }
+
+    /// Before anything is accepted that it does not know of.
+    fn take_down_notice(&mut self) {
+        if std::mem::take(&mut self.is_noticed) {
+            self.board.take_down();
+        }
+    }
+
+    fn begin_tenure(&mut self, tenure: u64) {
+        self.take_down_notice();
+        self.tenure = tenure;
     }
 
     // Conversing ----------------------------------------------------------------------------------------------------
@@ -936,13 +1075,25 @@ impl<E: Entity> Resident<E> {
             Some(since) => since.elapsed() < LEAVE_WITHOUT_ANSWERS && self.attempts.values().any(|attempt| attempt.under_way),
             None => !self.attempts.is_empty() && !self.kind.shared.is_draining(),
         };
-        let busy = self.pending.is_some() || self.in_flight.is_some() || !self.deferred.is_empty() || waits_for_answers;
-        if busy || !self.kind.leave(&self.id, myself.get_id()) {
+        let is_writing = self.pending.is_some() || self.in_flight.is_some() || self.is_drawing;
+        if is_writing || !self.deferred.is_empty() || waits_for_answers {
             return;
         }
-        if self.version - self.snapshot.version > REPLAYED_AS_FAST {
+        let is_worth_it = self.version - self.snapshot.version > REPLAYED_AS_FAST;
+        // What is written beside it, it waits for: who comes to life meanwhile would read what was before.
+        if is_worth_it
+            && self.gate.waiting() == 0
+            && let Some(picture) = self.picture()
+        {
+            self.count_snapshot(&picture);
+            return self.put_snapshot(self.version, picture, myself);
+        }
+        if !self.kind.leave(&self.id, myself.get_id()) {
+            return;
+        }
+        if is_worth_it {
             match self.snapshot_bytes() {
-                Ok(bytes) => self.put_snapshot(self.version, bytes),
+                Ok(bytes) => self.put_snapshot(self.version, bytes, myself),
                 Err(error) => tracing::warn!(entity = %self.key, %error, "no snapshot was written"),
             }
         }

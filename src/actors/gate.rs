@@ -88,6 +88,11 @@ impl Gate {
         Ok(permit)
     }
 
+    /// Somebody used the entity without waiting for it.
+    pub fn touch(&self, now: Timestamp) {
+        self.last_used_ms.store(now.as_millis(), Ordering::Relaxed);
+    }
+
     pub fn waiting(&self) -> usize {
         self.waiting.load(Ordering::Acquire)
     }

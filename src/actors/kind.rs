@@ -20,6 +20,7 @@ use super::courier::{About, Asks, Courier, Told};
 use super::durations::{Counted, Durations};
 use super::entity_actor::{Arguments, EntityActor, Message, Watch};
 use super::gate::{Gate, Permit};
+use super::notice::Board;
 use super::placement::{Lease, Owner, Placement};
 use super::reply::{Outcome, ReplyTo};
 use super::retry::backoff_ms;
@@ -75,6 +76,7 @@ enum Place<E: Entity> {
 struct Seat<E: Entity> {
     actor: ActorRef<Message<E>>,
     gate: Arc<Gate>,
+    board: Arc<Board<E>>,
     /// Under which it is known to be what the journal says.
     tenure: AtomicU64,
 }
@@ -149,6 +151,11 @@ impl<E: Entity> Kind<E> {
         origin: Origin,
         ear: impl FnOnce(Outcome<E>) + Send + 'static,
     ) {
+        if origin == Origin::Outside
+            && let Some(rejection) = self.refuses(id, &command, &caller)
+        {
+            return ear(Err(AskError::Rejected(rejection)));
+        }
         match self.enter(id, origin) {
             Ok((actor, permit)) => {
                 let reply = ReplyTo::new(permit, ear);
@@ -157,6 +164,24 @@ impl<E: Entity> Kind<E> {
             }
             Err(failure) => ear(Err(AskError::Failed(failure))),
         }
+    }
+
+    /// What stands at the entity's door for whoever asks this. Who is refused there has used the entity all the same.
+    fn refuses(&self, id: &str, command: &E::Command, caller: &Caller) -> Option<E::Rejection> {
+        let place = self.places.get(id)?;
+        let Place::Resident(seat) = &*place else { return None };
+        if seat.board.is_empty() {
+            return None;
+        }
+        let now = self.shared.clock.now();
+        let rejection = seat.board.refuses(command, caller, self.tenure(id), now)?;
+        seat.gate.touch(now);
+        self.shared.counters.turned_away.add(1);
+        Some(rejection)
+    }
+
+    fn tenure(&self, id: &str) -> u64 {
+        self.shared.placement().map_or(0, |placement| placement.lease(&EntityKey::new(E::KIND, id)).tenure)
     }
 
     /// Shows the entity's newest state to `look`; what it returns runs once that state is durable, or is known not to be.
@@ -270,10 +295,10 @@ impl<E: Entity> Kind<E> {
     /// The entity's actor, made if need be, and leave to wait for it.
     fn enter(self: &Arc<Self>, id: &str, origin: Origin) -> Result<(ActorRef<Message<E>>, Permit), Failure> {
         let now = self.shared.clock.now();
-        let tenure = self.shared.placement().map_or(0, |placement| placement.lease(&EntityKey::new(E::KIND, id)).tenure);
+        let tenure = self.tenure(id);
         let settle = |seat: &Seat<E>| {
             if seat.tenure.swap(tenure, Ordering::AcqRel) != tenure {
-                let _ = seat.actor.send_message(Message::Confirm);
+                let _ = seat.actor.send_message(Message::Confirm { tenure });
             }
             seat.actor.clone()
         };
@@ -319,14 +344,16 @@ impl<E: Entity> Kind<E> {
     /// Starts the entity's actor. Whoever calls has been admitted: an actor without a seat would never leave.
     fn activate(self: &Arc<Self>, id: Arc<str>, gate: Arc<Gate>, tenure: u64) -> Result<Seat<E>, Failure> {
         let supervisor = self.supervisor.get().ok_or(Failure::Draining)?.clone();
-        let arguments = Arguments { kind: self.clone(), gate: gate.clone(), key: EntityKey::new(E::KIND, &id), id };
+        let board = Arc::<Board<E>>::default();
+        let key = EntityKey::new(E::KIND, &id);
+        let arguments = Arguments { kind: self.clone(), gate: gate.clone(), board: board.clone(), tenure, key, id };
         let (actor, _starting) = ActorRuntime::spawn_linked_instant(None, EntityActor::<E>::default(), arguments, supervisor)
             .map_err(|error| {
                 tracing::error!(kind = E::KIND, %error, "an entity's actor cannot be started");
                 Failure::Restarting
             })?;
         self.shared.counters.activations.add(1);
-        Ok(Seat { actor, gate, tenure: AtomicU64::new(tenure) })
+        Ok(Seat { actor, gate, board, tenure: AtomicU64::new(tenure) })
     }
 
     /// In the order of their ids: the same states lead to the same steps.

@@ -6,6 +6,7 @@
 pub mod agenda;
 pub mod answers;
 pub mod ask;
+pub mod board;
 pub mod clock;
 pub mod conversation;
 mod courier;
@@ -16,6 +17,7 @@ pub mod gate;
 mod kind;
 pub mod live;
 pub mod members;
+mod notice;
 pub mod permissions;
 pub mod placement;
 mod reply;

@@ -79,6 +79,10 @@ permissions! {
     AccountUse      "accounts.use"      None   Own       Own     Own    Never;
     AccountGovern   "accounts.govern"   None   None      None    All    Never;
     SessionMake     "sessions.make"     All    All       All     All    Never;
+    SaleRead        "sales.read"        All    All       All     All    May;
+    SaleWrite       "sales.write"       None   None      Shop    All    May;
+    SaleApprove     "sales.approve"     None   None      None    All    May;
+    SaleBuy         "sales.buy"         All    All       All     All    May;
     ShopMake        "shops.make"        None   All       All     All    Never;
     ShopRead        "shops.read"        All    All       All     All    May;
     ShopWrite       "shops.write"       None   None      Shop    All    May;
@@ -126,7 +130,16 @@ mod tests {
     #[test]
     fn a_guest_changes_nothing_of_a_shop_and_only_admins_see_the_node() {
         use Permission as P;
-        for permission in [P::CatalogueWrite, P::StockWrite, P::OrderShip, P::ShopWrite, P::AccountUse, P::AccountGovern] {
+        for permission in [
+            P::CatalogueWrite,
+            P::StockWrite,
+            P::OrderShip,
+            P::ShopWrite,
+            P::SaleWrite,
+            P::SaleApprove,
+            P::AccountUse,
+            P::AccountGovern,
+        ] {
             assert_eq!(permission.reach(Rank::Guest), Reach::None, "{permission:?}");
         }
         for permission in [P::NodeRead, P::NodeRepair, P::AccountGovern] {

@@ -89,6 +89,8 @@ pub struct Counters {
     /// Those that left because another member has them now.
     pub handovers: Counter,
     pub deaths: Counter,
+    /// Commands that were refused by a notice, without asking the entity.
+    pub turned_away: Counter,
     pub writes: Counter,
     pub failed_writes: Counter,
     /// Those that failed because somebody else had written first.
@@ -109,6 +111,7 @@ impl Default for Counters {
             passivations: Counter::default(),
             handovers: Counter::default(),
             deaths: Counter::default(),
+            turned_away: Counter::default(),
             writes: Counter::default(),
             failed_writes: Counter::default(),
             conflicts: Counter::default(),
@@ -319,10 +322,19 @@ impl Drop for Inner {
 impl Runtime {
     /// Sends a command and waits for its durable answer.
     pub async fn ask<E: Entity>(&self, id: &str, command: E::Command, caller: Caller) -> Outcome<E> {
+        self.ask_from::<E>(Origin::Outside, id, command, caller).await
+    }
+
+    /// The same for what the node itself asks on behalf of many: it passes a crowd as a message between entities does.
+    pub async fn ask_for_many<E: Entity>(&self, id: &str, command: E::Command, caller: Caller) -> Outcome<E> {
+        self.ask_from::<E>(Origin::Conversation, id, command, caller).await
+    }
+
+    async fn ask_from<E: Entity>(&self, origin: Origin, id: &str, command: E::Command, caller: Caller) -> Outcome<E> {
         let kind = self.kind::<E>()?;
         let (tell, heard) = oneshot::channel();
         let timeout = caller.timeout;
-        kind.submit(id, command, caller, Origin::Outside, move |outcome| {
+        kind.submit(id, command, caller, origin, move |outcome| {
             let _ = tell.send(outcome);
         });
         match tokio::time::timeout(timeout, heard).await {

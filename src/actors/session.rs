@@ -8,6 +8,9 @@
 //! - `Behind`: the outbox filled up while live; when it is empty the newest state is sent instead of what was missed,
 //!   and reading goes on from there.
 //!
+//! A flash sale is followed by its states instead: its board hands them straight to the writer, newest wins, and none of the
+//! above applies.
+//!
 //! The version of each event is its sequence number, so a duplicate is recognised and a gap sends the topic back to
 //! `Reading`: the journal decides, the hub only hurries. The outbox and the mailbox are bounded, and nobody who pushes
 //! ever waits for a browser. A browser that takes nothing for [`BLOCKED_MAX`] is let go with a reason.
@@ -28,7 +31,8 @@ use actix::{
 };
 use actix_rt::{Arbiter, ArbiterHandle, System};
 use dashmap::DashMap;
-use futures_util::{SinkExt, StreamExt, stream::SplitSink};
+use futures_util::stream::{BoxStream, SelectAll, SplitSink};
+use futures_util::{FutureExt, SinkExt, StreamExt};
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
 use serde::{Deserialize, Serialize};
@@ -41,9 +45,10 @@ use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, WebSocketConfig
 use tokio_tungstenite::tungstenite::{Error as SocketError, Message as Frame, Utf8Bytes};
 
 use super::Runtime;
+use super::board::{Boards, Place, Seen, Threads, Told, Watching};
 use super::credential::{Account, Credential, Gate, NotRecognised};
 use super::live::{Live, Pushed, Watch, Watcher, frames};
-use super::topic::Topic;
+use super::topic::{Admitted, Topic};
 use crate::persistence::{EntityKey, Position, Version};
 
 /// Events that may wait for one slow browser.
@@ -63,6 +68,7 @@ const PING_EVERY: Duration = Duration::from_secs(20);
 const PINGS_UNANSWERED_MAX: u32 = 2;
 /// How long a browser may take nothing at all while something waits for it.
 pub const BLOCKED_MAX: Duration = Duration::from_secs(10);
+const TOO_SLOW: &str = "too slow: nothing was taken for 10 seconds";
 /// How long the browser has to answer our close frame.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long our own close frame may wait behind what a slow browser has not taken yet.
@@ -84,6 +90,7 @@ struct House {
     node: Handle,
     runtime: Runtime,
     live: Live,
+    boards: Boards,
     gate: Arc<dyn Gate>,
     open: AtomicUsize,
     open_max: usize,
@@ -123,12 +130,18 @@ impl Sessions {
         if arbiters.is_empty() {
             return Err(io::Error::other("no thread for live sessions could be started"));
         }
+        let mut session_threads = Threads::default();
+        for arbiter in &arbiters {
+            arbiter.spawn(session_threads.task());
+        }
+        let boards = Boards::new(runtime.clone(), live.clone(), session_threads);
         Ok(Sessions(Arc::new(House {
             system,
             arbiters,
             node: Handle::current(),
             runtime,
             live,
+            boards,
             gate,
             open: AtomicUsize::new(0),
             open_max,
@@ -142,6 +155,10 @@ impl Sessions {
     pub fn counter(&self) -> impl Fn() -> usize + Send + Sync + 'static {
         let house = Arc::downgrade(&self.0);
         move || house.upgrade().map_or(0, |house| house.open.load(Ordering::Relaxed))
+    }
+
+    pub fn boards(&self) -> &Boards {
+        &self.0.boards
     }
 
     /// How many sessions are open.
@@ -186,6 +203,7 @@ impl Sessions {
 
     /// Ends the threads, with whatever still lives on them.
     pub fn stop(&self) {
+        self.0.boards.stop();
         self.0.system.stop();
     }
 }
@@ -242,10 +260,12 @@ struct Session {
     _seat: Seat,
     /// Of the request that opened the connection.
     credential: Credential,
-    outbox: mpsc::Sender<Frame>,
+    outbox: mpsc::Sender<Out>,
     /// Ends the writer with a close frame.
     goodbye: Option<oneshot::Sender<CloseFrame>>,
     topics: HashMap<EntityKey, Followed>,
+    /// The flash sales that are watched.
+    sales: HashMap<EntityKey, Place>,
     /// Under which something is followed: when one of them is signed out, the session is over.
     accounts: Vec<Arc<Account>>,
     /// Subscriptions whose access is being looked up.
@@ -257,6 +277,13 @@ struct Session {
     wants_room: Rc<std::cell::Cell<bool>>,
     pings_unanswered: u32,
     budget: Budget,
+}
+
+/// What the writer is to do next.
+enum Out {
+    Send(Frame),
+    /// To pass on, from now on, whatever is shown there.
+    Watch(Watching),
 }
 
 /// A topic as one session follows it.
@@ -302,6 +329,8 @@ struct Push(Arc<Pushed>);
 struct Leave;
 /// The outbox is empty.
 struct Room;
+/// The socket has taken nothing for [`BLOCKED_MAX`].
+struct Stuck;
 /// The socket takes no more.
 struct WriterEnded;
 
@@ -312,6 +341,9 @@ impl Message for Leave {
     type Result = ();
 }
 impl Message for Room {
+    type Result = ();
+}
+impl Message for Stuck {
     type Result = ();
 }
 impl Message for WriterEnded {
@@ -344,6 +376,7 @@ impl Session {
             outbox,
             goodbye: Some(goodbye),
             topics: HashMap::new(),
+            sales: HashMap::new(),
             accounts: Vec::new(),
             admitting: 0,
             subscriptions: 0,
@@ -365,13 +398,14 @@ impl Session {
         tracing::debug!(session = self.id, code = u16::from(code), reason, "closing a live session");
         let _ = goodbye.send(CloseFrame { code, reason: reason.into() });
         self.topics.clear();
+        self.sales.clear();
         ctx.run_later(CLOSE_TIMEOUT, |_, ctx| ctx.stop());
     }
 
     /// Sends an answer of ours. A browser that asks and does not read the answers has itself to blame.
     fn say(&mut self, heard: &Heard<'_>, ctx: &mut Context<Self>) {
         let Ok(text) = serde_json::to_string(heard) else { return };
-        if self.outbox.try_send(Frame::text(text)).is_err() {
+        if self.outbox.try_send(Out::Send(Frame::text(text))).is_err() {
             self.close(CloseCode::Policy, "too slow: the answers were not read", ctx);
         }
     }
@@ -386,9 +420,9 @@ impl Session {
         }
         match serde_json::from_str(text) {
             Ok(Said::Subscribe { topic, after, token }) => self.subscribe(topic, after, token, ctx),
-            Ok(Said::Unsubscribe { topic }) => match Topic::parse(&topic).ok().and_then(|t| self.topics.remove(t.key())) {
-                Some(_) => self.say(&Heard::Unsubscribed { topic: &topic }, ctx),
-                None => self.refuse(Some(&topic), "not-found", "not subscribed", ctx),
+            Ok(Said::Unsubscribe { topic }) => match Topic::parse(&topic) {
+                Ok(parsed) if self.unfollow(parsed.key()) => self.say(&Heard::Unsubscribed { topic: &topic }, ctx),
+                _ => self.refuse(Some(&topic), "not-found", "not subscribed", ctx),
             },
             Ok(Said::Ping {}) => self.say(&Heard::Pong, ctx),
             Err(error) => self.refuse(None, "invalid-message", &error.to_string(), ctx),
@@ -399,10 +433,10 @@ impl Session {
         let Ok(topic) = Topic::parse(&name) else {
             return self.refuse(Some(&name), "unknown-topic", "unknown topic", ctx);
         };
-        if self.topics.contains_key(topic.key()) {
+        if self.follows(topic.key()) {
             return self.refuse(Some(&name), "already-subscribed", "already subscribed", ctx);
         }
-        if self.topics.len() + self.admitting >= TOPICS_MAX {
+        if self.topics.len() + self.sales.len() + self.admitting >= TOPICS_MAX {
             return self.refuse(Some(&name), "too-many-topics", "a connection follows at most 32 topics", ctx);
         }
         self.admitting += 1;
@@ -421,13 +455,13 @@ impl Session {
         ctx.spawn(looked.into_actor(self).map(move |looked, session, ctx| {
             session.admitting -= 1;
             match looked {
-                Some((topic, Ok(Some(version)), credential)) => {
+                Some((topic, Ok(Some(admitted)), credential)) => {
                     if let Credential::Account(account) = credential
                         && !session.accounts.contains(&account)
                     {
                         session.accounts.push(account);
                     }
-                    session.follow(topic, version, after, ctx);
+                    session.follow(topic, admitted, after, ctx);
                 }
                 Some((topic, Ok(None), _)) => session.refuse(Some(topic.name()), "not-found", "not found", ctx),
                 Some((topic, Err(NotRecognised::Refused(why)), _)) => {
@@ -462,19 +496,37 @@ impl Session {
         }));
     }
 
-    fn follow(&mut self, topic: Topic, version: Version, after: Option<Version>, ctx: &mut Context<Self>) {
+    fn follows(&self, key: &EntityKey) -> bool {
+        self.topics.contains_key(key) || self.sales.contains_key(key)
+    }
+
+    fn unfollow(&mut self, key: &EntityKey) -> bool {
+        self.topics.remove(key).is_some() | self.sales.remove(key).is_some()
+    }
+
+    fn follow(&mut self, topic: Topic, admitted: Admitted, after: Option<Version>, ctx: &mut Context<Self>) {
         if self.is_closing() {
             return;
         }
+        let version = match &admitted {
+            Admitted::Records(version) | Admitted::States(Seen { version, .. }) => *version,
+        };
         let seq = after.unwrap_or(version);
         if seq > version {
             return self.refuse(Some(topic.name()), "invalid-after", "the topic has not come that far", ctx);
         }
         let key = topic.key().clone();
-        if self.topics.contains_key(&key) {
+        if self.follows(&key) {
             return self.refuse(Some(topic.name()), "already-subscribed", "already subscribed", ctx);
         }
         self.say(&Heard::Subscribed { topic: topic.name(), seq: version, after: seq }, ctx);
+        if let Admitted::States(seen) = admitted {
+            let (watching, place) = self.house.boards.join(key.id(), seen, seq);
+            return match self.outbox.try_send(Out::Watch(watching)) {
+                Ok(()) => drop(self.sales.insert(key, place)),
+                Err(_) => self.close(CloseCode::Policy, "too slow: the answers were not read", ctx),
+            };
+        }
         self.subscriptions += 1;
         // Watch first, read afterwards: what is written in between comes by one way or the other.
         let watch = self.house.live.watch(key.clone(), self.ear.clone());
@@ -555,7 +607,7 @@ impl Session {
             let Ok(state) = RawValue::from_string(state) else { return };
             let heard = Heard::State { topic: followed.topic.name(), seq: version, state: &state };
             let Ok(text) = serde_json::to_string(&heard) else { return };
-            if self.outbox.try_send(Frame::text(text)).is_err() {
+            if self.outbox.try_send(Out::Send(Frame::text(text))).is_err() {
                 followed.phase = Phase::Behind;
                 return self.blocked(ctx);
             }
@@ -575,7 +627,7 @@ impl Session {
             self.blocked_since = Some(since);
             ctx.run_later(BLOCKED_MAX, move |session, ctx| {
                 if session.blocked_since == Some(since) {
-                    session.close(CloseCode::Policy, "too slow: nothing was taken for 10 seconds", ctx);
+                    session.close(CloseCode::Policy, TOO_SLOW, ctx);
                 }
             });
         }
@@ -593,12 +645,12 @@ impl Session {
 
 impl Followed {
     /// Puts into the outbox what is newer than `seq`; false when it is full.
-    fn send(&mut self, outbox: &mpsc::Sender<Frame>, frames: &[(Version, Utf8Bytes)]) -> bool {
+    fn send(&mut self, outbox: &mpsc::Sender<Out>, frames: &[(Version, Utf8Bytes)]) -> bool {
         for (version, text) in frames {
             if *version <= self.seq {
                 continue;
             }
-            if outbox.try_send(Frame::Text(text.clone())).is_err() {
+            if outbox.try_send(Out::Send(Frame::Text(text.clone()))).is_err() {
                 return false;
             }
             self.seq = *version;
@@ -621,7 +673,7 @@ impl Actor for Session {
             }
             session.pings_unanswered += 1;
             // A full outbox needs no ping: its own time limit runs.
-            let _ = session.outbox.try_send(Frame::Ping(bytes::Bytes::new()));
+            let _ = session.outbox.try_send(Out::Send(Frame::Ping(bytes::Bytes::new())));
             session.look_after_accounts(ctx);
         });
     }
@@ -702,6 +754,14 @@ impl Handler<Leave> for Session {
     }
 }
 
+impl Handler<Stuck> for Session {
+    type Result = ();
+
+    fn handle(&mut self, _: Stuck, ctx: &mut Context<Self>) {
+        self.close(CloseCode::Policy, TOO_SLOW, ctx);
+    }
+}
+
 impl Handler<WriterEnded> for Session {
     type Result = ();
 
@@ -710,28 +770,59 @@ impl Handler<WriterEnded> for Session {
     }
 }
 
-/// Empties the outbox into the socket until told to close.
+/// Why the writer can write no more.
+enum WriteError {
+    Socket(SocketError),
+    Stuck,
+}
+
+/// Empties the outbox into the socket until told to close, and passes on what the boards show.
 async fn write(
     mut sink: SplitSink<Socket, Frame>,
-    mut outbox: mpsc::Receiver<Frame>,
+    mut outbox: mpsc::Receiver<Out>,
     mut closing: oneshot::Receiver<CloseFrame>,
     wants_room: Rc<std::cell::Cell<bool>>,
     session: WeakAddr<Session>,
 ) {
+    let mut boards: SelectAll<BoxStream<'static, Told>> = SelectAll::new();
     let goodbye = loop {
         let empty_once = async {
-            let Some(frame) = outbox.recv().await else { return Ok(false) };
-            sink.feed(frame).await?;
-            while let Ok(frame) = outbox.try_recv() {
-                sink.feed(frame).await?;
+            let shown = |told: Told| Out::Send(Frame::Text(told.text()));
+            let mut next = tokio::select! {
+                biased;
+                out = outbox.recv() => out,
+                Some(told) = boards.next(), if !boards.is_empty() => Some(shown(told)),
+            };
+            if next.is_none() {
+                return Ok(false);
             }
-            sink.flush().await?;
-            Ok::<bool, SocketError>(true)
+            while let Some(out) = next {
+                match out {
+                    Out::Send(frame) => in_time(sink.feed(frame)).await?,
+                    Out::Watch(watching) => boards.push(watching.into_stream().boxed()),
+                }
+                next = outbox.try_recv().ok().or_else(|| boards.next().now_or_never().flatten().map(shown));
+            }
+            in_time(sink.flush()).await?;
+            Ok::<bool, WriteError>(true)
         };
         tokio::select! {
             biased;
             goodbye = &mut closing => break goodbye.ok(),
-            wrote = empty_once => if !matches!(wrote, Ok(true)) { break None },
+            wrote = empty_once => match wrote {
+                Ok(true) => {}
+                Err(WriteError::Stuck) => {
+                    if let Some(session) = session.upgrade() {
+                        session.do_send(Stuck);
+                    }
+                    break (&mut closing).await.ok();
+                }
+                Ok(false) => break None,
+                Err(WriteError::Socket(error)) => {
+                    tracing::trace!(%error, "a live connection cannot be written");
+                    break None;
+                }
+            },
         }
         if wants_room.take()
             && let Some(session) = session.upgrade()
@@ -749,6 +840,13 @@ async fn write(
                 session.do_send(WriterEnded);
             }
         }
+    }
+}
+
+async fn in_time(writing: impl Future<Output = Result<(), SocketError>>) -> Result<(), WriteError> {
+    match tokio::time::timeout(BLOCKED_MAX, writing).await {
+        Ok(written) => written.map_err(WriteError::Socket),
+        Err(_) => Err(WriteError::Stuck),
     }
 }
 

@@ -10,7 +10,8 @@ use schemars::JsonSchema;
 use serde::Serialize;
 use serde_json::value::RawValue;
 
-use crate::domain::{Entity, Money, Timestamp, cart, inventory, order, product, shop, user};
+use crate::domain::time::SECOND_MS;
+use crate::domain::{Entity, Money, Timestamp, cart, flash_sale, ids, inventory, order, product, shop, user};
 use crate::persistence::Version;
 use crate::persistence::record::Record;
 
@@ -61,21 +62,22 @@ pub struct InventoryShown<'a> {
     pub on_hand: u32,
     pub reserved: u64,
     pub held: u64,
+    /// Units that flash sales keep aside.
+    pub allotted: u64,
     pub available: u64,
     pub low_stock_threshold: u32,
 }
 
 /// `None` when the sku was never in any catalogue.
 pub fn inventory<'a>(sku: &'a str, state: &'a inventory::State, version: Version) -> Option<InventoryShown<'a>> {
-    let reserved = state.reservations.values().map(|units| u64::from(*units)).sum();
-    let held = state.holds.values().map(|hold| u64::from(hold.quantity)).sum();
     (version > 0).then(|| InventoryShown {
         sku,
         product_id: state.product.as_deref(),
         on_hand: state.on_hand,
-        reserved,
-        held,
-        available: u64::from(state.on_hand).saturating_sub(reserved).saturating_sub(held),
+        reserved: state.reserved,
+        held: state.held,
+        allotted: state.allotted,
+        available: u64::from(state.available()),
         low_stock_threshold: state.low_stock_threshold,
     })
 }
@@ -175,6 +177,9 @@ pub struct OrderLineShown<'a> {
     pub quantity: u32,
     pub unit_price: Money,
     pub total: Money,
+    /// The claim in a flash sale that its units and its price come from.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub claim_id: Option<String>,
 }
 
 #[derive(Debug, Serialize, JsonSchema)]
@@ -212,6 +217,7 @@ fn order_line(line: &order::Line) -> OrderLineShown<'_> {
         quantity: line.quantity,
         unit_price: line.unit_price,
         total: line.total,
+        claim_id: line.claim.as_ref().map(|of| ids::claim(&of.sale, of.claim)),
     }
 }
 
@@ -232,6 +238,138 @@ fn payment_status(phase: order::PaymentPhase) -> &'static str {
         P::OwingRefund => "refunding",
         P::Refunded => "refunded",
     }
+}
+
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "FlashSale")]
+pub struct FlashSaleShown<'a> {
+    pub id: &'a str,
+    pub status: flash_sale::Status,
+    pub sku: &'a str,
+    pub product_id: &'a str,
+    pub shop_id: Option<&'a str>,
+    pub title: &'a str,
+    pub price: Money,
+    /// All units of the sale, sold or not.
+    pub quantity: u32,
+    pub per_customer_limit: u32,
+    pub per_address_limit: Option<u32>,
+    pub starts_at: Timestamp,
+    pub ends_at: Timestamp,
+    /// How long a claim can be paid.
+    pub claim_seconds: i64,
+    /// How long an offer to the next in line can be taken up.
+    pub admission_seconds: i64,
+    /// How long the place of somebody who is gone is kept.
+    pub grace_seconds: i64,
+    /// Whether one need not be signed in.
+    pub guests: bool,
+    /// How many are let in each second at most; `null` is as many as there are units.
+    pub admissions_per_second: Option<u32>,
+    /// What a claim's proof of work must show; 0 asks for none.
+    pub challenge_bits: u8,
+    /// Units that nobody has.
+    pub available: u32,
+    /// Units that are offered, claimed or being paid.
+    pub held: u32,
+    pub sold: u32,
+    /// How many are in line.
+    pub waiting: u32,
+    /// How many asked to be reminded.
+    pub reminders: u32,
+    /// It starts within five minutes.
+    pub starts_soon: bool,
+}
+
+pub fn flash_sale<'a>(id: &'a str, shown: &'a flash_sale::Shown) -> FlashSaleShown<'a> {
+    let flash_sale::Shown { terms, tuning, status, free, held, sold, waiting, reminders, starts_soon, own: _ } = shown;
+    FlashSaleShown {
+        id,
+        status: *status,
+        sku: &terms.sku,
+        product_id: &terms.product,
+        shop_id: terms.shop.as_deref(),
+        title: &terms.title,
+        price: terms.price,
+        quantity: terms.quantity,
+        per_customer_limit: terms.per_customer_limit,
+        per_address_limit: terms.per_address_limit,
+        starts_at: terms.starts_at,
+        ends_at: terms.ends_at,
+        claim_seconds: terms.claim_ms / SECOND_MS,
+        admission_seconds: terms.admission_ms / SECOND_MS,
+        grace_seconds: terms.grace_ms / SECOND_MS,
+        guests: terms.guests,
+        admissions_per_second: tuning.admissions_per_s,
+        challenge_bits: tuning.challenge_bits,
+        available: *free,
+        held: *held,
+        sold: *sold,
+        waiting: *waiting,
+        reminders: *reminders,
+        starts_soon: *starts_soon,
+    }
+}
+
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "Claim")]
+pub struct ClaimShown {
+    pub id: String,
+    #[schemars(extend("enum" = CLAIM_STATUSES))]
+    pub status: &'static str,
+    pub quantity: u32,
+    pub unit_price: Money,
+    /// Until when it can be taken up (offered) or paid (held).
+    pub expires_at: Timestamp,
+    /// The order that pays for it, or did.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub order_id: Option<String>,
+}
+
+/// To the customer whose claim it is.
+pub fn claim(sale: &str, claim: &flash_sale::OwnClaim, unit_price: Money) -> ClaimShown {
+    ClaimShown {
+        id: ids::claim(sale, claim.claim),
+        status: claim_status(claim.phase),
+        quantity: claim.quantity,
+        unit_price,
+        expires_at: claim.until,
+        order_id: claim.order.clone(),
+    }
+}
+
+const CLAIM_STATUSES: [&str; 7] = ["offered", "held", "paying", "sold", "expired", "released", "returned"];
+
+fn claim_status(phase: flash_sale::ClaimPhase) -> &'static str {
+    use flash_sale::ClaimPhase as P;
+    match phase {
+        P::Offered => "offered",
+        P::Held => "held",
+        P::Paying => "paying",
+        P::Sold => "sold",
+        P::Expired => "expired",
+        P::Released => "released",
+        P::Returned => "returned",
+    }
+}
+
+/// A place in line.
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "Ticket")]
+pub struct TicketShown {
+    /// 1 is the next.
+    #[schemars(range(min = 1))]
+    pub place: u32,
+    /// If it goes on as it went lately; `null` while nobody can tell.
+    pub estimated_wait_seconds: Option<i64>,
+    /// Units that it waits for.
+    pub quantity: u32,
+}
+
+/// To the customer who waits.
+pub fn ticket(ahead: u32, wait_ms: Option<i64>, quantity: u32) -> TicketShown {
+    let estimated_wait_seconds = wait_ms.map(|ms| ms.saturating_add(SECOND_MS - 1) / SECOND_MS);
+    TicketShown { place: ahead.saturating_add(1), estimated_wait_seconds, quantity }
 }
 
 #[derive(Debug, Serialize, JsonSchema)]
@@ -511,6 +649,7 @@ fn inventory_data(event: &inventory::Event) -> InventoryData {
         | E::HoldExpired { available, .. }
         | E::Reserved { available, .. }
         | E::Released { available, .. }
+        | E::Allotted { available, .. }
         | E::Decreased { available, .. }
         | E::Increased { available, .. } => Some(*available),
     };
@@ -561,6 +700,7 @@ mod tests {
                 quantity: 1,
                 unit_price: price,
                 total: price,
+                claim: None,
             }],
             total: price,
             contact: order::Contact::Plain {

@@ -2,11 +2,12 @@
 
 use std::fmt;
 
+use super::board::{self, Seen};
 use super::credential::Credential;
 use super::permissions::Permission;
 use super::runtime::Runtime;
 use super::{Failure, shown};
-use crate::domain::{Cart, Entity, Inventory, Order, ids};
+use crate::domain::{Cart, Entity, FlashSale, Inventory, Order, ids};
 use crate::persistence::{EntityKey, Version};
 
 /// An entity that can be followed, as clients name it: `order:ord_…`.
@@ -22,6 +23,15 @@ enum Kind {
     Order,
     Cart,
     Inventory,
+    FlashSale,
+}
+
+/// Somebody may follow the topic.
+pub enum Admitted {
+    /// Its records, of which this is the newest.
+    Records(Version),
+    /// Its states: see `board`.
+    States(Seen),
 }
 
 /// No topic has this name.
@@ -30,12 +40,13 @@ enum Kind {
 pub struct UnknownTopic;
 
 impl Topic {
-    /// Parses `order:ID`, `cart:ID` or `inventory:SKU`.
+    /// Parses `order:ID`, `cart:ID`, `flash_sale:ID` or `inventory:SKU`.
     pub fn parse(name: &str) -> Result<Self, UnknownTopic> {
         let (prefix, id) = name.split_once(':').ok_or(UnknownTopic)?;
         let (kind, key) = match prefix {
             "order" if ids::is_id(ids::ORDER, id) => (Kind::Order, EntityKey::new(Order::KIND, id)),
             "cart" if ids::is_id(ids::CART, id) => (Kind::Cart, EntityKey::new(Cart::KIND, id)),
+            "flash_sale" if ids::is_id(ids::FLASH_SALE, id) => (Kind::FlashSale, EntityKey::new(FlashSale::KIND, id)),
             "inventory" if ids::is_sku(id) => (Kind::Inventory, EntityKey::new(Inventory::KIND, id)),
             _ => return Err(UnknownTopic),
         };
@@ -50,11 +61,12 @@ impl Topic {
         &self.name
     }
 
-    /// The version that the topic is at; `None` when it does not exist or is not this caller's to see.
-    pub async fn admit(&self, runtime: &Runtime, credential: &Credential) -> Result<Option<Version>, Failure> {
+    /// Where the topic stands; `None` when it does not exist or is not this caller's to see.
+    pub async fn admit(&self, runtime: &Runtime, credential: &Credential) -> Result<Option<Admitted>, Failure> {
         let id = self.key.id();
         let credential = credential.clone();
-        match self.kind {
+        let version = match self.kind {
+            Kind::FlashSale => return Ok(board::admit(runtime, id, &credential).await?.map(Admitted::States)),
             Kind::Inventory => runtime.view::<Inventory, _>(id, |_, version| (version > 0).then_some(version)).await,
             Kind::Order => {
                 let look = move |state: &<Order as Entity>::State, version| {
@@ -69,7 +81,8 @@ impl Topic {
                 };
                 runtime.view::<Cart, _>(id, look).await
             }
-        }
+        };
+        version.map(|version| version.map(Admitted::Records))
     }
 
     /// The newest state in JSON with its version; `null` when it is gone.
@@ -100,6 +113,10 @@ impl Topic {
                 let look = move |state: &<Cart as Entity>::State, version| (version, json(shown::cart(&id, state)));
                 runtime.view::<Cart, _>(self.key.id(), look).await
             }
+            Kind::FlashSale => {
+                let state = board::state(runtime, self.key.id()).await?;
+                Ok(state.unwrap_or_else(|| (0, json::<()>(None))))
+            }
         }
     }
 }
@@ -116,6 +133,7 @@ pub fn topic_name(key: &EntityKey) -> Option<String> {
         kind if kind == Order::KIND => "order",
         kind if kind == Cart::KIND => "cart",
         kind if kind == Inventory::KIND => "inventory",
+        kind if kind == FlashSale::KIND => "flash_sale",
         _ => return None,
     };
     Some(format!("{prefix}:{}", key.id()))
@@ -130,6 +148,7 @@ mod tests {
         for (name, key) in [
             ("order:ord_01ARZ3NDEKTSV4RRFFQ69G5FAV", "order/ord_01ARZ3NDEKTSV4RRFFQ69G5FAV"),
             ("cart:cart_01ARZ3NDEKTSV4RRFFQ69G5FAV", "cart/cart_01ARZ3NDEKTSV4RRFFQ69G5FAV"),
+            ("flash_sale:fs_01ARZ3NDEKTSV4RRFFQ69G5FAV", "flash_sale/fs_01ARZ3NDEKTSV4RRFFQ69G5FAV"),
             ("inventory:red:shirt/XL", "inventory/red:shirt/XL"),
         ] {
             let topic = Topic::parse(name).unwrap();

@@ -168,9 +168,11 @@ pub enum Command {
         contact: order::Contact,
         expected_total: Option<Money>,
         prices: BTreeMap<String, Money>,
+        /// What the shopper claimed in a flash sale, to be bought along.
+        #[serde(default)]
+        claimed: Option<Box<order::Line>>,
     },
     Delete,
-    /// Takes the new prices over into the lines, as the shopper was told.
     HeardHeld {
         sku: String,
         revision: u64,
@@ -320,8 +322,8 @@ impl Entity for Cart {
             }
             Command::Merge { from } => turn.merge(from, context),
             Command::HandOver { into } => turn.hand_over(into),
-            Command::Checkout { order, payment, contact, expected_total, prices } => {
-                let terms = Terms { order, payment, contact, expected_total, prices };
+            Command::Checkout { order, payment, contact, expected_total, prices, claimed } => {
+                let terms = Terms { order, payment, contact, expected_total, prices, claimed };
                 turn.check_out(terms, context)
             }
             Command::Delete => turn.delete(),
@@ -518,6 +520,7 @@ struct Terms {
     contact: order::Contact,
     expected_total: Option<Money>,
     prices: BTreeMap<String, Money>,
+    claimed: Option<Box<order::Line>>,
 }
 
 fn invalid(field: impl Into<String>, message: impl Into<String>) -> Rejection {
@@ -639,9 +642,18 @@ impl State {
             let (unit_price, quantity) = (line.offer.price, line.quantity);
             let total = unit_price.times(quantity).map_err(too_large)?;
             let Offer { product, shop, title, price: _ } = line.offer.clone();
-            lines.push(order::Line { sku: sku.clone(), product, shop, title, quantity, unit_price, total });
+            lines.push(order::Line { sku: sku.clone(), product, shop, title, quantity, unit_price, total, claim: None });
         }
-        let currency = self.currency().ok_or(Rejection::Empty)?;
+        if let Some(claimed) = terms.claimed {
+            if self.lines.contains_key(&claimed.sku) {
+                return Err(invalid("/claim_id", "is of a sku that is in the cart too: buy them one after the other"));
+            }
+            lines.push(*claimed);
+        }
+        let currency = lines.first().map(|line| line.total.currency).ok_or(Rejection::Empty)?;
+        if let Some(other) = lines.iter().map(|line| line.total.currency).find(|other| *other != currency) {
+            return Err(Rejection::CurrencyDiffers { cart: currency, offer: other });
+        }
         let total = Money::sum(currency, lines.iter().map(|line| line.total)).map_err(too_large)?;
         if let Some(expected) = terms.expected_total.filter(|expected| *expected != total) {
             return Err(Rejection::TotalDiffers { expected, actual: total });
@@ -884,7 +896,7 @@ impl Turn {
         if lines.values().any(|line| line.asked.is_some() || !line.changes.is_empty()) || !self.state.merging.is_empty() {
             return Err(Rejection::Busy);
         }
-        let owner = self.state.owner.clone().filter(|_| !lines.is_empty()).ok_or(Rejection::Empty)?;
+        let owner = self.state.owner.clone().filter(|_| !lines.is_empty() || terms.claimed.is_some()).ok_or(Rejection::Empty)?;
         terms.contact.check(&owner).map_err(|(field, message)| invalid(field, message))?;
         let command = context.command.clone();
         let changes = self.state.price_changes(&terms.prices);

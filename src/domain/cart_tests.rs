@@ -80,6 +80,7 @@ fn checkout_at(price: i64) -> Command {
         contact: order::Contact::Plain { email: None, shipping_address: address() },
         expected_total: None,
         prices: BTreeMap::from([("a".to_owned(), eur(price))]),
+        claimed: None,
     }
 }
 

@@ -49,6 +49,18 @@ pub trait Entity: Sized + Send + Sync + 'static {
         None
     }
 
+    /// A copy of all that is serialized of the state, where that costs next to nothing because what is large is shared: a
+    /// snapshot is then written from it beside the entity. `None` where the state is small.
+    fn picture(_state: &Self::State) -> Option<Self::State> {
+        None
+    }
+
+    /// What can be put up at the entity's door, so that who comes in vain hears so without asking it; `None` where nobody
+    /// does. It says what `decide` would, until an event is folded or `due` has come, and is made anew after each.
+    fn notice(_state: &Self::State) -> Option<Box<dyn Notice<Self>>> {
+        None
+    }
+
     /// Whether nothing more is to be expected of it: it is then let out of memory soon after its last use.
     fn is_at_rest(_state: &Self::State) -> bool {
         false
@@ -58,6 +70,12 @@ pub trait Entity: Sized + Send + Sync + 'static {
     fn saga(_state: &Self::State) -> Option<Saga> {
         None
     }
+}
+
+/// Tells who comes in vain. It never refuses whoever has something of the entity, however long ago they asked for it.
+pub trait Notice<E: Entity>: Send + Sync {
+    /// What the command is refused with by the state that this was made of; `None` when only the entity can say.
+    fn refuses(&self, command: &E::Command) -> Option<E::Rejection>;
 }
 
 /// How far a saga has come.

@@ -9,6 +9,9 @@ pub const SHOP: &str = "shop";
 pub const USER: &str = "usr";
 pub const SESSION: &str = "ses";
 pub const API_KEY: &str = "key";
+pub const FLASH_SALE: &str = "fs";
+/// A claim in a flash sale: the sale's ULID and the claim's number in it.
+pub const CLAIM: &str = "claim";
 
 /// The ids of each kind, as regular expressions.
 pub const CART_PATTERN: &str = "^cart_[0-7][0-9A-HJKMNP-TV-Z]{25}$";
@@ -17,6 +20,8 @@ pub const PRODUCT_PATTERN: &str = "^prod_[0-7][0-9A-HJKMNP-TV-Z]{25}$";
 pub const SHOP_PATTERN: &str = "^shop_[0-7][0-9A-HJKMNP-TV-Z]{25}$";
 pub const USER_PATTERN: &str = "^usr_[0-7][0-9A-HJKMNP-TV-Z]{25}$";
 pub const SESSION_PATTERN: &str = "^ses_[0-7][0-9A-HJKMNP-TV-Z]{25}$";
+pub const FLASH_SALE_PATTERN: &str = "^fs_[0-7][0-9A-HJKMNP-TV-Z]{25}$";
+pub const CLAIM_PATTERN: &str = "^claim_[0-7][0-9A-HJKMNP-TV-Z]{25}_(0|[1-9][0-9]{0,8})$";
 pub const API_KEY_PATTERN: &str = "^key_[0-7][0-9A-HJKMNP-TV-Z]{25}$";
 
 /// The longest sku, in characters.
@@ -30,6 +35,21 @@ pub fn is_id(prefix: &str, id: &str) -> bool {
     id.strip_prefix(prefix)
         .and_then(|rest| rest.strip_prefix('_'))
         .is_some_and(|ulid| ulid.len() == 26 && Ulid::from_string(ulid).is_ok())
+}
+
+/// The id of a flash sale's claim.
+pub fn claim(sale: &str, number: u32) -> String {
+    let ulid = sale.split_once('_').map_or(sale, |(_, ulid)| ulid);
+    format!("{CLAIM}_{ulid}_{number}")
+}
+
+/// The flash sale of a claim with this id, and the claim's number in it.
+pub fn parse_claim(id: &str) -> Option<(String, u32)> {
+    let (ulid, digits) = id.strip_prefix(CLAIM)?.strip_prefix('_')?.split_once('_')?;
+    let sale = format!("{FLASH_SALE}_{ulid}");
+    let number = digits.parse().ok()?;
+    // In one way only: what is compared as text must be the same.
+    (is_id(FLASH_SALE, &sale) && claim(&sale, number) == id).then_some((sale, number))
 }
 
 /// Whether `sku` can name a stock keeping unit: printable, no space at either end, at most [`SKU_CHARS_MAX`] characters.
@@ -58,6 +78,29 @@ mod tests {
             "ord01ARZ3NDEKTSV4RRFFQ69G5FAV",
         ] {
             assert!(!is_id(ORDER, id), "{id}");
+        }
+    }
+
+    #[test]
+    fn a_claim_leads_to_its_sale_and_is_written_in_one_way() {
+        let sale = "fs_01ARZ3NDEKTSV4RRFFQ69G5FAV";
+        for number in [0, 7, 19_999_999] {
+            assert_eq!(parse_claim(&claim(sale, number)), Some((sale.to_owned(), number)));
+        }
+        assert_eq!(claim(sale, 7), "claim_01ARZ3NDEKTSV4RRFFQ69G5FAV_7");
+        for wrong in [
+            "",
+            "claim_01ARZ3NDEKTSV4RRFFQ69G5FAV",
+            "claim_01ARZ3NDEKTSV4RRFFQ69G5FAV_",
+            "claim_01ARZ3NDEKTSV4RRFFQ69G5FAV_07",
+            "claim_01ARZ3NDEKTSV4RRFFQ69G5FAV_+7",
+            "claim_01ARZ3NDEKTSV4RRFFQ69G5FAV_-1",
+            "claim_01ARZ3NDEKTSV4RRFFQ69G5FAV_4294967296",
+            "claim_01ARZ3NDEKTSV4RRFFQ69G5FAV_7_7",
+            "claim_7_01ARZ3NDEKTSV4RRFFQ69G5FAV",
+            "fs_01ARZ3NDEKTSV4RRFFQ69G5FAV_7",
+        ] {
+            assert_eq!(parse_claim(wrong), None, "{wrong}");
         }
     }
 

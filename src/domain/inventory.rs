@@ -1,7 +1,8 @@
-//! An inventory item, one for each sku: what is on hand, what carts hold and what orders have reserved.
+//! An inventory item, one for each sku: what is on hand, what carts hold, what orders have reserved and what flash sales
+//! keep aside.
 //!
-//! available = on hand − held − reserved, and never below zero. Holds are leases that expire; reservations end only by
-//! their order's word (commit or release).
+//! available = on hand − held − reserved − allotted, and never below zero. Holds are leases that expire; reservations end
+//! only by their order's word (commit or release), allotments by their sale's.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -13,6 +14,8 @@ use super::{Context, Decision, Entity, Timestamp, time::MINUTE_MS};
 pub const HOLD_MS: i64 = 15 * MINUTE_MS;
 /// How long a reservation that lost the race against its own release is waited for, to be refused.
 pub const CLOSED_AFTER_RELEASE_MS: i64 = 60 * MINUTE_MS;
+/// Sales that one sku can have had. Each is remembered: a refund may bring its units back at any time.
+pub const ALLOTMENTS_MAX: usize = 1_000;
 /// How long a repeated restock is recognised.
 pub const CLOSED_AFTER_RESTOCK_MS: i64 = 24 * 60 * MINUTE_MS;
 
@@ -30,6 +33,8 @@ pub struct State {
     pub holds: BTreeMap<String, Hold>,
     /// By order id.
     pub reservations: BTreeMap<String, u32>,
+    /// By flash sale.
+    pub allotments: BTreeMap<String, Allotment>,
     /// Orders that released before their reservation arrived, or whose units were restocked, until the moment when no
     /// late message of theirs can still be under way.
     pub closed: BTreeMap<String, Timestamp>,
@@ -39,6 +44,8 @@ pub struct State {
     pub held: u64,
     /// The sum of `reservations`.
     pub reserved: u64,
+    /// Units that the `allotments` still keep aside.
+    pub allotted: u64,
     /// `holds` by the moment of their end.
     pub expiries: BTreeSet<(Timestamp, String)>,
     /// `closed` by the moment of their end.
@@ -51,6 +58,22 @@ pub struct Hold {
     /// The cart's own counter: an older word never overrides a newer one.
     pub revision: u64,
     pub expires_at: Timestamp,
+}
+
+/// What a flash sale said last. Its units are on hand until they are sold.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Allotment {
+    /// The sale's own counter: an older word never overrides a newer one.
+    pub revision: u64,
+    /// Units that are the sale's, sold or not.
+    pub quantity: u32,
+    pub sold: u32,
+}
+
+impl Allotment {
+    fn kept_aside(self) -> u32 {
+        self.quantity.saturating_sub(self.sold)
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -97,6 +120,11 @@ pub enum Command {
         order: String,
         quantity: u32,
     },
+    /// What the flash sale has becomes exactly this.
+    Allot {
+        sale: String,
+        allotment: Allotment,
+    },
     /// Time has come for the earliest hold.
     Expire,
 }
@@ -107,11 +135,16 @@ pub enum Reply {
     Deregistered,
     Adjusted,
     ThresholdSet,
-    Held { quantity: u32, expires_at: Option<Timestamp> },
+    Held {
+        quantity: u32,
+        expires_at: Option<Timestamp>,
+    },
     Reserved,
     Released,
     Committed,
     Restocked,
+    /// What the sale has now.
+    Allotted(Allotment),
     Expired,
 }
 
@@ -130,6 +163,8 @@ pub enum Rejection {
     TooMany,
     #[error("this order no longer wants its units")]
     Closed,
+    #[error("one sku cannot be in more than {ALLOTMENTS_MAX} flash sales")]
+    TooManySales,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -155,6 +190,8 @@ pub enum Event {
     /// A release came before its reservation: the order's late messages are refused until `until`.
     #[serde(rename = "inventory.closed")]
     Closed { order: String, until: Timestamp },
+    #[serde(rename = "inventory.allotted")]
+    Allotted { sale: String, allotment: Allotment, on_hand: u32, available: u32 },
     #[serde(rename = "stock.decreased")]
     Decreased { quantity: u32, reason: String, order: Option<String>, on_hand: u32, available: u32 },
     #[serde(rename = "stock.increased")]
@@ -163,7 +200,7 @@ pub enum Event {
 
 impl Entity for Inventory {
     const KIND: &'static str = "inventory";
-    const SNAPSHOT_FORMAT: u32 = 1;
+    const SNAPSHOT_FORMAT: u32 = 2;
 
     type State = State;
     type Command = Command;
@@ -183,6 +220,7 @@ impl Entity for Inventory {
             Command::Release { order } => item.release(order),
             Command::Commit { order } => item.commit(order),
             Command::Restock { order, quantity } => item.restock(order, quantity),
+            Command::Allot { sale, allotment } => item.allot(sale, allotment),
             Command::Expire => Ok(Reply::Expired),
         }?;
         Ok(Decision::now(item.into_events(), reply))
@@ -214,6 +252,12 @@ impl Entity for Inventory {
             }
             Event::Released { order, .. } => state.drop_reservation(order),
             Event::Closed { order, until } => state.close(order, *until, CLOSED_AFTER_RELEASE_MS),
+            Event::Allotted { sale, allotment, on_hand, .. } => {
+                let before = state.allotments.insert(sale.clone(), *allotment).unwrap_or_default();
+                state.allotted =
+                    state.allotted.saturating_sub(u64::from(before.kept_aside())) + u64::from(allotment.kept_aside());
+                state.on_hand = *on_hand;
+            }
             Event::Decreased { order, on_hand, .. } => {
                 if let Some(order) = order {
                     state.drop_reservation(order);
@@ -242,9 +286,9 @@ impl Entity for Inventory {
 }
 
 impl State {
-    /// Units that nobody holds or has reserved, counting holds that have expired but were not yet swept as held.
+    /// Units that nobody holds, has reserved or keeps aside, counting holds that have expired but were not yet swept as held.
     pub fn available(&self) -> u32 {
-        let free = u64::from(self.on_hand).saturating_sub(self.held).saturating_sub(self.reserved);
+        let free = u64::from(self.on_hand).saturating_sub(self.held).saturating_sub(self.reserved).saturating_sub(self.allotted);
         u32::try_from(free).unwrap_or(u32::MAX)
     }
 
@@ -499,6 +543,32 @@ impl<'a> Item<'a> {
             self.increase(quantity, "restocked".to_owned(), Some(order), Some(until))?;
         }
         Ok(Reply::Restocked)
+    }
+
+    /// A sale's word counts when it is newer than the one that is known; the answer says what counts now. Units that it sold
+    /// leave the stock, units that it gives back, or that are refunded, are free.
+    fn allot(&mut self, sale: String, allotment: Allotment) -> Result<Reply, Rejection> {
+        let known = self.state.allotments.get(&sale).copied();
+        if let Some(known) = known.filter(|known| allotment.revision <= known.revision) {
+            return Ok(Reply::Allotted(known));
+        }
+        if known.is_none() && allotment.quantity > 0 {
+            self.is_listed()?;
+            if self.state.allotments.len() >= ALLOTMENTS_MAX {
+                return Err(Rejection::TooManySales);
+            }
+        }
+        let before = known.unwrap_or_default();
+        let on_hand = self.on_hand.saturating_add(before.sold).saturating_sub(allotment.sold);
+        let within_reach = u64::from(self.available) + u64::from(before.kept_aside()) + u64::from(before.sold);
+        let wanted = u64::from(allotment.kept_aside()) + u64::from(allotment.sold);
+        let Some(available) = within_reach.checked_sub(wanted).and_then(|available| u32::try_from(available).ok()) else {
+            let available = u32::try_from(within_reach).unwrap_or(u32::MAX);
+            return Err(Rejection::Short { requested: allotment.quantity, available });
+        };
+        self.on_hand = on_hand;
+        self.emit(available, Event::Allotted { sale, allotment, on_hand, available });
+        Ok(Reply::Allotted(allotment))
     }
 }
 

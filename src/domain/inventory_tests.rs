@@ -28,6 +28,14 @@ fn restock(order: &str, quantity: u32) -> Command {
     Command::Restock { order: order.to_owned(), quantity }
 }
 
+fn allot(revision: u64, quantity: u32, sold: u32) -> Command {
+    Command::Allot { sale: "fs".to_owned(), allotment: Allotment { revision, quantity, sold } }
+}
+
+fn allotted(revision: u64, quantity: u32, sold: u32) -> Reply {
+    Reply::Allotted(Allotment { revision, quantity, sold })
+}
+
 fn adjust(delta: i64) -> Command {
     Command::Adjust { delta, reason: "counted".to_owned() }
 }
@@ -234,6 +242,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         1 => order().prop_map(release),
         1 => order().prop_map(commit),
         1 => (order(), 0_u32..5).prop_map(|(order, quantity)| restock(order, quantity)),
+        2 => (1_u64..20, 0_u32..8, 0_u32..8).prop_map(|(revision, kept, sold)| allot(revision, kept + sold, sold)),
         1 => (-30_i64..30).prop_map(adjust),
         1 => (0_u32..9).prop_map(|low_stock_threshold| Command::SetThreshold { low_stock_threshold }),
         1 => Just(Command::Deregister { product: "prod".to_owned() }),
@@ -250,7 +259,9 @@ fn told_available(record: &str) -> Option<u64> {
 
 /// What the stock should be, from the commands' point of view.
 fn counted(journal: &[String]) -> u32 {
+    let mut sold = 0;
     journal.iter().fold(0, |on_hand, record| match serde_json::from_str(record).unwrap() {
+        Event::Allotted { allotment, .. } => on_hand + std::mem::replace(&mut sold, allotment.sold) - allotment.sold,
         Event::Created { on_hand, .. } => on_hand,
         Event::Decreased { quantity, .. } => on_hand - quantity,
         Event::Increased { quantity, .. } => on_hand + quantity,
@@ -273,8 +284,9 @@ proptest! {
             let state = &item.state;
             let held: u64 = state.holds.values().map(|hold| u64::from(hold.quantity)).sum();
             let reserved: u64 = state.reservations.values().copied().map(u64::from).sum();
-            prop_assert_eq!((held, reserved), (state.held, state.reserved));
-            prop_assert!(held + reserved <= u64::from(state.on_hand));
+            let allotted: u64 = state.allotments.values().map(|allotment| u64::from(allotment.quantity - allotment.sold)).sum();
+            prop_assert_eq!((held, reserved, allotted), (state.held, state.reserved, state.allotted));
+            prop_assert!(held + reserved + allotted <= u64::from(state.on_hand));
             prop_assert_eq!(state.on_hand, counted(&item.journal));
             prop_assert_eq!(state.expiries.len(), state.holds.len());
             prop_assert_eq!(state.closings.len(), state.closed.len());
@@ -285,4 +297,35 @@ proptest! {
         }
         item.assert_replays();
     }
+}
+
+#[test]
+fn a_sale_s_units_are_kept_aside_until_they_are_sold_or_come_back() {
+    // What the sale says, one after the other; then what is on hand and available.
+    let words = [
+        (allot(1, 6, 0), 10, 2),
+        (allot(2, 6, 4), 6, 2),
+        // One was refunded while the sale was on.
+        (allot(3, 6, 3), 7, 2),
+        // It ended: three were sold, one of them is refunded afterwards.
+        (allot(4, 3, 3), 7, 5),
+        (allot(5, 2, 2), 8, 6),
+    ];
+    let mut item = created(10).after([hold("cart", 1, 1), reserve("ord", None, 1)]);
+    for (word, on_hand, available) in words {
+        item = item.after([word.clone()]);
+        assert_eq!((item.state.on_hand, item.state.available()), (on_hand, available), "{word:?}");
+        let Command::Allot { allotment, .. } = word else { unreachable!() };
+        item.when(allot(allotment.revision, 9, 9)).then_nothing_but(Reply::Allotted(allotment));
+    }
+    item.when(adjust(-7)).then_refused(Rejection::BelowCommitted { committed: 2 });
+}
+
+#[test]
+fn a_sale_gets_no_more_than_is_available_and_its_late_first_word_is_not_heard_after_its_last() {
+    let item = created(10).after([hold("cart", 3, 1)]);
+    item.when(allot(1, 8, 0)).then_refused(Rejection::Short { requested: 8, available: 7 });
+    let item = item.after([allot(2, 0, 0)]);
+    item.when(allot(1, 5, 0)).then_nothing_but(allotted(2, 0, 0));
+    given::<Inventory>([]).when(allot(1, 1, 0)).then_refused(Rejection::Unknown);
 }

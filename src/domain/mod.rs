@@ -8,6 +8,7 @@ mod account_tests;
 pub mod cart;
 pub mod email;
 pub mod entity;
+pub mod flash_sale;
 pub mod ids;
 pub mod inventory;
 pub mod money;
@@ -27,6 +28,7 @@ pub mod user;
 pub use cart::Cart;
 pub use email::Email;
 pub use entity::{CommandId, Context, Debt, Decision, Entity, Outside, Recipient, Reply, Saga, SagaEnding};
+pub use flash_sale::FlashSale;
 pub use inventory::Inventory;
 pub use money::{Currency, Money};
 pub use order::Order;
@@ -53,4 +55,5 @@ pub fn every_kind(visitor: &mut impl EveryKind) {
     visitor.kind::<User>();
     visitor.kind::<Email>();
     visitor.kind::<Shop>();
+    visitor.kind::<FlashSale>();
 }

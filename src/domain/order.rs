@@ -8,9 +8,10 @@ use std::collections::BTreeSet;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::flash_sale::{self, ClaimNumber, Customer};
 use super::{
-    CommandId, Context, Debt, Decision, Entity, Inventory, Money, Payment, Saga, SagaEnding, Timestamp, inventory, payment,
-    payment::Method, time::MINUTE_MS, turn,
+    CommandId, Context, Debt, Decision, Entity, FlashSale, Inventory, Money, Payment, Saga, SagaEnding, Timestamp, inventory,
+    payment, payment::Method, time::MINUTE_MS, turn,
 };
 
 type Turn = turn::Turn<Order>;
@@ -82,6 +83,17 @@ pub struct Line {
     pub quantity: u32,
     pub unit_price: Money,
     pub total: Money,
+    /// The claim that its units and its price come from; without one the units are the inventory item's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub claim: Option<Claimed>,
+}
+
+/// A claim in a flash sale, and whose it is.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Claimed {
+    pub sale: String,
+    pub claim: ClaimNumber,
+    pub customer: Customer,
 }
 
 /// All that is agreed when an order is placed.
@@ -633,27 +645,52 @@ impl State {
     }
 
     fn stock_debt(&self, draft: &Draft, line: &Line, stock: Stock) -> Option<Debt<Order>> {
-        let (order, sku, quantity) = (self.id.clone(), line.sku.clone(), line.quantity);
-        let owe = |verb: &str, command: inventory::Command, hear: fn(String, StockAnswer) -> Option<Command>| {
-            let heard = sku.clone();
-            Some(Debt::tell::<Inventory>(format!("{verb}/{sku}"), sku, command, move |answer| hear(heard, answer)))
-        };
-        match stock {
-            Stock::OwingReserve => {
-                let reserve = inventory::Command::Reserve { order, cart: draft.cart.clone(), quantity };
-                owe("reserve", reserve, |sku, answer| Some(hear_reserve(sku, answer)))
-            }
-            Stock::OwingRelease => owe("release", inventory::Command::Release { order }, |sku, answer| {
-                answer.ok().map(|_| Command::HeardReleased { sku })
-            }),
-            Stock::OwingCommit => owe("commit", inventory::Command::Commit { order }, |sku, answer| {
-                answer.ok().map(|_| Command::HeardCommitted { sku })
-            }),
-            Stock::OwingRestock => owe("restock", inventory::Command::Restock { order, quantity }, |sku, answer| {
-                answer.ok().map(|_| Command::HeardRestocked { sku })
-            }),
-            Stock::Reserved | Stock::Refused { .. } | Stock::Released | Stock::Committed | Stock::Restocked => None,
-        }
+        let (order, quantity) = (self.id.clone(), line.quantity);
+        let (by, of) = (order.clone(), line.claim.as_ref());
+        Some(match stock {
+            Stock::OwingReserve => owe(
+                "reserve",
+                line,
+                inventory::Command::Reserve { order, cart: draft.cart.clone(), quantity },
+                of.map(|Claimed { claim, customer, .. }| flash_sale::Command::Reserve {
+                    claim: *claim,
+                    order: by,
+                    customer: *customer,
+                    quantity,
+                    unit_price: line.unit_price,
+                }),
+                |sku, answer| match answer {
+                    Ok(()) => Some(Command::HeardReserved { sku }),
+                    Err(available) => Some(Command::HeardRefused { sku, available }),
+                },
+            ),
+            Stock::OwingRelease => owe(
+                "release",
+                line,
+                inventory::Command::Release { order },
+                of.map(|Claimed { claim, customer, .. }| flash_sale::Command::Release {
+                    claim: *claim,
+                    order: by,
+                    customer: *customer,
+                }),
+                |sku, answer| answer.ok().map(|()| Command::HeardReleased { sku }),
+            ),
+            Stock::OwingCommit => owe(
+                "commit",
+                line,
+                inventory::Command::Commit { order },
+                of.map(|Claimed { claim, .. }| flash_sale::Command::Commit { claim: *claim, order: by }),
+                |sku, answer| answer.ok().map(|()| Command::HeardCommitted { sku }),
+            ),
+            Stock::OwingRestock => owe(
+                "restock",
+                line,
+                inventory::Command::Restock { order, quantity },
+                of.map(|Claimed { claim, .. }| flash_sale::Command::Restock { claim: *claim, order: by }),
+                |sku, answer| answer.ok().map(|()| Command::HeardRestocked { sku }),
+            ),
+            Stock::Reserved | Stock::Refused { .. } | Stock::Released | Stock::Committed | Stock::Restocked => return None,
+        })
     }
 
     fn payment_debt(&self, draft: &Draft) -> Option<Debt<Order>> {
@@ -695,7 +732,6 @@ fn undo(stock: Stock) -> Stock {
     }
 }
 
-type StockAnswer = Result<inventory::Reply, inventory::Rejection>;
 type PaymentAnswer = Result<payment::Reply, payment::Rejection>;
 
 /// The id of an order's one payment.
@@ -703,11 +739,29 @@ pub fn payment_id(order: &str) -> String {
     format!("pay_{}", order.strip_prefix("ord_").unwrap_or(order))
 }
 
-fn hear_reserve(sku: String, answer: StockAnswer) -> Command {
-    match answer {
-        Ok(_) => Command::HeardReserved { sku },
-        Err(inventory::Rejection::Short { available, .. }) => Command::HeardRefused { sku, available },
-        Err(_) => Command::HeardRefused { sku, available: 0 },
+/// A debt of a line to whoever has its units: the flash sale that they were claimed in, or the inventory item.
+fn owe(
+    verb: &str,
+    line: &Line,
+    item: inventory::Command,
+    sale: Option<flash_sale::Command>,
+    // An error is how many could still have been had.
+    hear: fn(String, Result<(), u32>) -> Option<Command>,
+) -> Debt<Order> {
+    let (id, sku) = (format!("{verb}/{}", line.sku), line.sku.clone());
+    match (&line.claim, sale) {
+        (Some(claimed), Some(sale)) => {
+            Debt::tell::<FlashSale>(id, claimed.sale.clone(), sale, move |answer| hear(sku, answer.map(drop).map_err(|_| 0)))
+        }
+        _ => Debt::tell::<Inventory>(id, line.sku.clone(), item, move |answer| hear(sku, answer.map(drop).map_err(left))),
+    }
+}
+
+/// How much an inventory item that refuses could have given.
+fn left(rejection: inventory::Rejection) -> u32 {
+    match rejection {
+        inventory::Rejection::Short { available, .. } => available,
+        _ => 0,
     }
 }
 

@@ -1,4 +1,4 @@
-//! The whole purchase in a world of its own: carts, orders, inventory items, payments and a provider, with messages that
+//! The whole purchase in a world of its own: carts, orders, inventory items, a flash sale, payments and a provider, with messages that
 //! are lost, repeated, late and out of order, answers that never arrive, shoppers who cancel, and time that jumps.
 //!
 //! The world draws every choice from a list of numbers, so that proptest can shrink a failure to the few that matter.
@@ -9,16 +9,22 @@ use std::collections::BTreeMap;
 
 use proptest::prelude::*;
 
+use super::flash_sale::{ClaimPhase, Customer};
 use super::order::{Address, Contact, Owner, Status};
 use super::payment::{Method, Provider, ProviderAnswer, ProviderRequest, ProviderStep};
 use super::testing::{Choices, Live, ask, at, boxed, eur, fold_in_disorder};
 use super::time::MINUTE_MS;
-use super::{Cart, CommandId, Debt, Entity, Inventory, Money, Order, Payment, Recipient, Timestamp};
-use super::{cart, inventory, order, payment};
+use super::{Cart, CommandId, Debt, Entity, FlashSale, Inventory, Money, Order, Payment, Recipient, Timestamp};
+use super::{cart, flash_sale, inventory, order, payment};
 
 const SKUS: [&str; 3] = ["BEAN-1", "CUP-2", "MILL-3"];
 const CARTS: usize = 4;
 const STOCK: u32 = 12;
+/// A sale of some of the first sku's units.
+const SALE: &str = "fs_01M7XTJ72XFBZWPK91BJAAFXTS";
+const ALLOTMENT: u32 = 2;
+const SALE_PRICE: i64 = 999;
+const SALE_MS: i64 = 600 * MINUTE_MS;
 
 /// What can be under way to somebody.
 #[derive(Clone)]
@@ -26,6 +32,7 @@ enum Request {
     Cart(cart::Command),
     Order(order::Command),
     Inventory(inventory::Command),
+    FlashSale(flash_sale::Command),
     Payment(payment::Command),
     Provider(ProviderRequest),
 }
@@ -100,6 +107,7 @@ struct World {
     carts: BTreeMap<String, Live<Cart>>,
     orders: BTreeMap<String, Live<Order>>,
     items: BTreeMap<String, Live<Inventory>>,
+    sales: BTreeMap<String, Live<FlashSale>>,
     payments: BTreeMap<String, Live<Payment>>,
     bank: Bank,
     late: Vec<Message>,
@@ -112,6 +120,7 @@ fn message<E: Entity>(debt: Debt<E>, owner: &str) -> (Message, super::entity::He
         Recipient::Entity { kind: Cart::KIND, id } => (id, Request::Cart(*request.downcast().unwrap())),
         Recipient::Entity { kind: Order::KIND, id } => (id, Request::Order(*request.downcast().unwrap())),
         Recipient::Entity { kind: Inventory::KIND, id } => (id, Request::Inventory(*request.downcast().unwrap())),
+        Recipient::Entity { kind: FlashSale::KIND, id } => (id, Request::FlashSale(*request.downcast().unwrap())),
         Recipient::Entity { kind: Payment::KIND, id } => (id, Request::Payment(*request.downcast().unwrap())),
         Recipient::Outside { name } => {
             assert_eq!(name, <Provider as super::Outside>::NAME);
@@ -142,6 +151,7 @@ impl World {
             carts: BTreeMap::new(),
             orders: BTreeMap::new(),
             items: BTreeMap::new(),
+            sales: BTreeMap::new(),
             payments: BTreeMap::new(),
             bank: Bank::default(),
             late: Vec::new(),
@@ -154,6 +164,8 @@ impl World {
             let owner = Owner::Account { user: format!("user{number}") };
             world.tell_cart(&format!("cart_{number}"), cart::Command::Create { owner });
         }
+        world.tell_sale(flash_sale::Command::Create { terms: Box::new(sale_terms()) });
+        world.tell_sale(flash_sale::Command::Approve);
         world
     }
 
@@ -165,6 +177,12 @@ impl World {
     fn tell_item(&mut self, sku: &str, command: inventory::Command) {
         let id = self.next_id("clerk");
         ask(&mut self.items, sku, &id, command, self.now, true);
+    }
+
+    fn tell_sale(&mut self, command: flash_sale::Command) {
+        let id = self.next_id("somebody");
+        ask(&mut self.sales, SALE, &id, command, self.now, true);
+        self.check_items();
     }
 
     fn tell_cart(&mut self, cart: &str, command: cart::Command) {
@@ -184,6 +202,7 @@ impl World {
             Request::Cart(command) => ask(&mut self.carts, &to, &id, command, now, remembers).map(boxed),
             Request::Order(command) => ask(&mut self.orders, &to, &id, command, now, remembers).map(boxed),
             Request::Inventory(command) => ask(&mut self.items, &to, &id, command, now, remembers).map(boxed),
+            Request::FlashSale(command) => ask(&mut self.sales, &to, &id, command, now, remembers).map(boxed),
             Request::Payment(command) => ask(&mut self.payments, &to, &id, command, now, remembers).map(boxed),
             Request::Provider(request) => Some(boxed(self.bank.handle(&id, request, &mut self.choices))),
         };
@@ -219,6 +238,7 @@ impl World {
         let mut owed = Vec::new();
         owed!(owed, self.carts, Cart);
         owed!(owed, self.orders, Order);
+        owed!(owed, self.sales, FlashSale);
         owed!(owed, self.payments, Payment);
         owed
     }
@@ -232,6 +252,10 @@ impl World {
             Order::KIND => {
                 let debt = Order::owes(&self.orders[&owner].state).remove(position);
                 self.attempt(debt, &owner).map(Request::Order)
+            }
+            FlashSale::KIND => {
+                let debt = FlashSale::owes(&self.sales[&owner].state).remove(position);
+                self.attempt(debt, &owner).map(Request::FlashSale)
             }
             _ => {
                 let debt = Payment::owes(&self.payments[&owner].state).remove(position);
@@ -247,10 +271,56 @@ impl World {
         self.now = self.now.plus_ms(millis);
         self.orders.values_mut().for_each(|order| order.elapse(self.now));
         self.items.values_mut().for_each(|item| item.elapse(self.now));
+        self.sales.values_mut().for_each(|sale| sale.elapse(self.now));
+        self.check_items();
+    }
+
+    /// Somebody wants something of the sale, or pays for what they have of it.
+    fn claim(&mut self) {
+        let number = self.choices.below(CARTS);
+        if self.choices.one_in(2) {
+            return self.buy_claimed(number);
+        }
+        let customer = customer(number);
+        let claims = self.sales[SALE].state.book.claims().len().max(1);
+        let claim = self.choices.below(claims as usize) as u32;
+        let quantity = 1 + self.choices.below(2) as u32;
+        let command = match self.choices.below(12) {
+            0..=6 => flash_sale::Command::Claim { customer, quantity, address: 0 },
+            7 => flash_sale::Command::GiveUp { customer, claim },
+            8 => flash_sale::Command::Leave { customer },
+            9 => flash_sale::Command::Away { customer },
+            10 => flash_sale::Command::Back { customer },
+            _ if self.choices.one_in(10) => flash_sale::Command::Cancel { reason: "no".to_owned() },
+            _ => flash_sale::Command::Remind { customer },
+        };
+        self.tell_sale(command);
+    }
+
+    /// An order without a cart.
+    fn buy_claimed(&mut self, number: usize) {
+        let cart::Command::Checkout { order, payment, contact, claimed: Some(line), .. } = self.checkout(number) else { return };
+        let owner = Owner::Account { user: format!("user{number}") };
+        let draft = order::Draft { owner, cart: None, total: line.total, lines: vec![*line], contact, payment };
+        self.tell_order(&order, order::Command::Place { draft });
+    }
+
+    /// A line for what this customer has claimed and not paid.
+    fn claimed(&mut self, number: usize) -> Option<Box<order::Line>> {
+        let claims = self.sales[SALE].state.book.claims();
+        let is_its = |claim: &flash_sale::Claim| claim.customer == customer(number) && claim.phase == ClaimPhase::Held;
+        let (claim, quantity) =
+            claims.iter().find(|(_, claim)| is_its(claim)).map(|(n, claim)| (n, u32::from(claim.quantity)))?;
+        let (unit_price, total) = (eur(SALE_PRICE), eur(SALE_PRICE * i64::from(quantity)));
+        let claim = Some(order::Claimed { sale: SALE.to_owned(), claim, customer: customer(number) });
+        let (sku, product, title) = (SKUS[0].to_owned(), "prod".to_owned(), "Bean".to_owned());
+        Some(Box::new(order::Line { sku, product, shop: None, title, quantity, unit_price, total, claim }))
+            .filter(|_| !self.choices.one_in(3))
     }
 
     fn shop(&mut self) {
-        let cart = format!("cart_{}", self.choices.below(CARTS));
+        let number = self.choices.below(CARTS);
+        let cart = format!("cart_{number}");
         let sku = SKUS[self.choices.below(SKUS.len())].to_owned();
         let quantity = 1 + self.choices.below(5) as u32;
         let price = eur(if sku == SKUS[2] { 0 } else { 1_999 });
@@ -262,15 +332,16 @@ impl World {
             4 => cart::Command::Set { sku, quantity },
             5 => cart::Command::Remove { sku },
             6 => cart::Command::Merge { from: format!("cart_{}", self.choices.below(CARTS)) },
-            _ => self.checkout(),
+            _ => self.checkout(number),
         };
         self.tell_cart(&cart, command);
     }
 
-    fn checkout(&mut self) -> cart::Command {
+    fn checkout(&mut self, number: usize) -> cart::Command {
         let text = || "x".to_owned();
+        let claimed = self.claimed(number);
         cart::Command::Checkout {
-            order: format!("ord_{}", self.commands),
+            order: format!("ord_01M7XTJD39HAVHP9G020{:06}", self.commands),
             payment: Method { provider: "bank".to_owned(), token: text() },
             contact: Contact::Plain {
                 email: None,
@@ -285,11 +356,13 @@ impl World {
             },
             expected_total: None,
             prices: SKUS.iter().map(|sku| ((*sku).to_owned(), eur(if *sku == SKUS[2] { 0 } else { 1_999 }))).collect(),
+            claimed,
         }
     }
 
     fn step(&mut self) {
-        match self.choices.below(16) {
+        match self.choices.below(18) {
+            16..=17 => self.claim(),
             0..=8 => {
                 let mut owed = self.owed();
                 if !owed.is_empty() {
@@ -321,10 +394,16 @@ impl World {
 
     /// From here on nothing is lost, declined or late, and all that is owed is paid off.
     fn come_to_rest(&mut self) {
+        match self.commands % 2 {
+            0 => self.tell_sale(flash_sale::Command::Cancel { reason: "over".to_owned() }),
+            _ => self.pass_time(SALE_MS),
+        }
         for message in std::mem::take(&mut self.late) {
             self.deliver(message);
         }
         for round in 0..3_000 {
+            // A sale that was set aside only now may be over already.
+            self.pass_time(0);
             let mut owed = self.owed();
             if owed.is_empty() {
                 return;
@@ -341,7 +420,11 @@ impl World {
             let held: u64 = state.holds.values().map(|hold| u64::from(hold.quantity)).sum();
             let reserved: u64 = state.reservations.values().copied().map(u64::from).sum();
             assert_eq!((held, reserved), (state.held, state.reserved), "{}", item.id);
-            assert!(held + reserved <= u64::from(state.on_hand), "{} is oversold: {state:?}", item.id);
+            assert!(held + reserved + state.allotted <= u64::from(state.on_hand), "{} is oversold: {state:?}", item.id);
+        }
+        for sale in self.sales.values().filter(|sale| !sale.state.book.is_closed()) {
+            let book = &sale.state.book;
+            assert_eq!(book.sold + book.held() + book.free(), ALLOTMENT);
         }
     }
 
@@ -353,7 +436,12 @@ impl World {
             let state = &self.items[sku].state;
             assert_eq!(state.on_hand + sold, STOCK, "stock of {sku}");
             assert_eq!(state.reservations, BTreeMap::new(), "reservations of {sku}");
+            assert_eq!(state.allotted, 0, "kept aside of {sku}");
         }
+        let claimed = self.orders.values().filter(is_bought).flat_map(|order| &order.state.draft.as_ref().unwrap().lines);
+        let bought: u32 = claimed.filter(|line| line.claim.is_some()).map(|line| line.quantity).sum();
+        let book = &self.sales[SALE].state.book;
+        assert_eq!((book.sold, book.held()), (bought, 0), "what was sold in the sale");
         let sum = |amounts: &BTreeMap<String, Money>| amounts.values().map(|money| money.amount).sum::<i64>();
         let paid: i64 =
             self.orders.values().filter(is_bought).map(|order| order.state.draft.as_ref().unwrap().total.amount).sum();
@@ -386,6 +474,7 @@ impl World {
         }
         assert!(self.orders.values().all(|order| order.waiting.is_empty()), "everybody has heard of an order's outcome");
         self.items.values().for_each(Live::assert_replays);
+        self.sales.values().for_each(Live::assert_replays);
     }
 
     /// What an open cart says it has is what the items hold for it. Only a copy of a refused hold that arrives long after
@@ -406,6 +495,29 @@ impl World {
             let hold = self.items[*sku].state.holds.get(&cart.id).filter(|hold| hold.expires_at > self.now);
             assert!(self.remembers || hold.is_none(), "{sku} is held for {} though not in it: {hold:?}", cart.id);
         }
+    }
+}
+
+fn customer(number: usize) -> Customer {
+    Customer::of(&Owner::Account { user: format!("usr_01M7XTJ72XFBZWPK91BJAAF{number:03}") }).unwrap()
+}
+
+fn sale_terms() -> flash_sale::Terms {
+    flash_sale::Terms {
+        sku: SKUS[0].to_owned(),
+        product: "prod".to_owned(),
+        shop: None,
+        title: "Bean".to_owned(),
+        price: eur(SALE_PRICE),
+        quantity: ALLOTMENT,
+        per_customer_limit: 2,
+        per_address_limit: None,
+        starts_at: at(MINUTE_MS),
+        ends_at: at(SALE_MS),
+        claim_ms: 60 * MINUTE_MS,
+        admission_ms: flash_sale::ADMISSION_MS,
+        grace_ms: flash_sale::GRACE_MS,
+        guests: true,
     }
 }
 
@@ -432,6 +544,7 @@ fn the_world_is_eventful_enough_to_prove_something() {
             *seen.entry(format!("{:?} {}", order.state.status, why.unwrap_or_default())).or_default() += 1;
         }
         let journals = world.carts.values().map(|cart| &cart.journal).chain(world.items.values().map(|item| &item.journal));
+        let journals = journals.chain(world.sales.values().map(|sale| &sale.journal));
         for record in journals.flatten() {
             let record: serde_json::Value = serde_json::from_str(record).unwrap();
             *seen.entry(record["type"].to_string()).or_default() += 1;
@@ -452,6 +565,15 @@ fn the_world_is_eventful_enough_to_prove_something() {
         r#""inventory.closed""#,
         r#""inventory.low_stock""#,
         r#""stock.increased""#,
+        r#""inventory.allotted""#,
+        r#""flash_sale.admitted""#,
+        r#""flash_sale.claim_expired""#,
+        r#""flash_sale.claim_released""#,
+        r#""flash_sale.sold""#,
+        r#""flash_sale.sold_out""#,
+        r#""flash_sale.returned""#,
+        r#""flash_sale.available_again""#,
+        r#""flash_sale.ended""#,
     ] {
         assert!(seen.contains_key(end), "{end} never happens: {seen:#?}");
     }
@@ -465,6 +587,7 @@ fn any_event_can_be_folded_into_any_state() {
         fold_in_disorder(&world.carts, &mut random);
         fold_in_disorder(&world.orders, &mut random);
         fold_in_disorder(&world.items, &mut random);
+        fold_in_disorder(&world.sales, &mut random);
         fold_in_disorder(&world.payments, &mut random);
     }
 }

@@ -45,9 +45,17 @@ impl Timestamp {
 
     /// Reads RFC 3339 text of any offset; digits past the millisecond are dropped.
     pub fn parse(text: &str) -> Option<Self> {
+        Text::read(text).or_else(|| Timestamp::millis(text).filter(|millis| (0..=LAST_MS).contains(millis)).map(Timestamp))
+    }
+
+    /// The same, where a moment before the first or after the last that there is stands for that.
+    pub fn nearest(text: &str) -> Option<Self> {
+        Timestamp::millis(text).map(Timestamp::from_millis)
+    }
+
+    fn millis(text: &str) -> Option<i64> {
         let moment = OffsetDateTime::parse(text, &Rfc3339).ok()?;
-        let millis = moment.unix_timestamp_nanos().div_euclid(1_000_000);
-        i64::try_from(millis).ok().filter(|m| (0..=LAST_MS).contains(m)).map(Timestamp)
+        i64::try_from(moment.unix_timestamp_nanos().div_euclid(1_000_000)).ok()
     }
 }
 
@@ -65,12 +73,15 @@ fn civil(days: i64) -> (i64, i64, i64) {
     (year, month, day)
 }
 
-impl fmt::Display for Timestamp {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (days, rest) = (self.0 / 86_400_000, self.0 % 86_400_000);
+/// A moment's text: `0000-00-00T00:00:00.000Z`.
+struct Text([u8; 24]);
+
+impl Text {
+    /// By hand, there and back: each record bears at least one.
+    fn of(moment: Timestamp) -> Self {
+        let (days, rest) = (moment.0 / 86_400_000, moment.0 % 86_400_000);
         let (year, month, day) = civil(days);
         let (hour, minute, second, milli) = (rest / 3_600_000, rest / 60_000 % 60, rest / 1_000 % 60, rest % 1_000);
-        // By hand: each record bears at least one.
         let mut text = *b"0000-00-00T00:00:00.000Z";
         for (number, last, digits) in
             [(year, 3, 4), (month, 6, 2), (day, 9, 2), (hour, 12, 2), (minute, 15, 2), (second, 18, 2), (milli, 22, 3)]
@@ -81,7 +92,41 @@ impl fmt::Display for Timestamp {
                 rest /= 10;
             }
         }
-        f.write_str(std::str::from_utf8(&text).unwrap_or_default())
+        Text(text)
+    }
+
+    fn as_str(&self) -> &str {
+        std::str::from_utf8(&self.0).unwrap_or_default()
+    }
+
+    /// The moment, if this is how it is written here.
+    fn read(text: &str) -> Option<Timestamp> {
+        let bytes: &[u8; 24] = text.as_bytes().try_into().ok()?;
+        let number = |from: usize, digits: usize| {
+            let digits = bytes.iter().skip(from).take(digits);
+            digits.fold(0_i64, |number, digit| number * 10 + i64::from(digit.wrapping_sub(b'0')))
+        };
+        let days = days(number(0, 4), number(5, 2), number(8, 2));
+        let seconds = number(11, 2) * 3_600 + number(14, 2) * 60 + number(17, 2);
+        let moment = Timestamp(days * 86_400_000 + seconds * SECOND_MS + number(20, 3));
+        // Whatever is no such text is not written like it.
+        ((0..=LAST_MS).contains(&moment.0) && Text::of(moment).0 == *bytes).then_some(moment)
+    }
+}
+
+/// The inverse of [`civil`].
+fn days(year: i64, month: i64, day: i64) -> i64 {
+    let year = year - i64::from(month <= 2);
+    let era = year.div_euclid(400);
+    let year_of_era = year.rem_euclid(400);
+    let shifted_month = (month + 9) % 12;
+    let day_of_year = (153 * shifted_month + 2) / 5 + day - 1;
+    era * 146_097 + year_of_era * 365 + year_of_era / 4 - year_of_era / 100 + day_of_year - 719_468
+}
+
+impl fmt::Display for Timestamp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(Text::of(*self).as_str())
     }
 }
 
@@ -97,14 +142,14 @@ impl JsonSchema for Timestamp {
 
 impl Serialize for Timestamp {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
+        serializer.serialize_str(Text::of(*self).as_str())
     }
 }
 
 impl<'de> Deserialize<'de> for Timestamp {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Text;
-        impl de::Visitor<'_> for Text {
+        struct Rfc;
+        impl de::Visitor<'_> for Rfc {
             type Value = Timestamp;
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("a time in RFC 3339")
@@ -113,7 +158,7 @@ impl<'de> Deserialize<'de> for Timestamp {
                 Timestamp::parse(text).ok_or_else(|| Error::custom("not a time in RFC 3339 between 1970 and 9999"))
             }
         }
-        deserializer.deserialize_str(Text)
+        deserializer.deserialize_str(Rfc)
     }
 }
 
@@ -140,6 +185,15 @@ mod tests {
         for text in ["", "yesterday", "2026-13-01T00:00:00Z", "1960-01-01T00:00:00Z", "2026-11-21"] {
             assert_eq!(Timestamp::parse(text), None, "{text}");
         }
+        for (text, nearest) in [
+            ("1960-01-01T00:00:00Z", Some(0)),
+            ("0000-01-01T00:00:00+23:59", Some(0)),
+            ("9999-12-31T23:59:59.999-23:59", Some(LAST_MS)),
+            ("1970-01-01T00:00:01Z", Some(1_000)),
+            ("yesterday", None),
+        ] {
+            assert_eq!(Timestamp::nearest(text).map(Timestamp::as_millis), nearest, "{text}");
+        }
     }
 
     proptest! {
@@ -147,6 +201,15 @@ mod tests {
         fn what_is_written_can_be_read(millis in 0..=LAST_MS) {
             let moment = Timestamp::from_millis(millis);
             prop_assert_eq!(Timestamp::parse(&moment.to_string()), Some(moment));
+        }
+
+        #[test]
+        fn what_is_written_like_it_is_read_as_the_standard_says(millis in 0..=LAST_MS, place in 0..24_usize, byte in 32..127_u8) {
+            let mut text = Timestamp::from_millis(millis).to_string().into_bytes();
+            text[place] = byte;
+            let text = String::from_utf8(text).unwrap();
+            let standard = OffsetDateTime::parse(&text, &Rfc3339).ok().map(|moment| moment.unix_timestamp_nanos().div_euclid(1_000_000));
+            prop_assert_eq!(Timestamp::parse(&text).map(|moment| i128::from(moment.0)), standard.filter(|ms| *ms >= 0));
         }
     }
 }

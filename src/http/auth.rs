@@ -2,8 +2,8 @@
 //!
 //! What belongs to somebody else is not found, so that nobody learns whether it exists.
 
-use super::Door;
 use super::problem::Problem;
+use super::{Door, flash_sales};
 use crate::actors::credential::{Credential, Gate, NotRecognised};
 use crate::actors::permissions::Permission;
 use crate::domain::{Cart, Entity, Inventory, Order, Product, ids, product};
@@ -44,6 +44,7 @@ pub async fn check(door: &Door, permission: Permission, params: &[String], crede
         }
         P::CatalogueWrite => ids::is_id(ids::PRODUCT, id) && sells_product(door, id, credential).await?,
         P::StockWrite => ids::is_sku(id) && sells_sku(door, id, credential).await?,
+        P::SaleWrite => ids::is_id(ids::FLASH_SALE, id) && flash_sales::runs(door, id, credential).await?,
         P::ShopWrite => credential.shop() == Some(id),
         // What is below an account is found in that account alone.
         P::AccountRead | P::AccountUse => true,

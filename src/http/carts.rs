@@ -14,7 +14,7 @@ use super::offers::{offer, offers};
 use super::orders::{self, PurchaseBody};
 use super::problem::{FieldError, Problem};
 use super::request::Request;
-use super::{Door, auth, sealing};
+use super::{Door, auth, claims, sealing};
 use crate::actors::credential::{Credential, sha256_hex};
 use crate::actors::{Answered, AskError, Caller, Failure, shown};
 use crate::domain::cart::{Command, Phase, QUANTITY_MAX, Rejection, Reply};
@@ -238,9 +238,25 @@ pub async fn checkout(door: Arc<Door>, request: Request) -> Result<Answer, Probl
     let owner = door.runtime.view::<Cart, _>(id, |state, _| state.owner.clone()).await?.ok_or_else(Problem::not_found)?;
     let contact = sealing::seal_contact(&door, &request.credential, &owner, body.email, body.shipping_address).await?;
     let skus = door.runtime.view::<Cart, _>(id, |state, _| state.lines.keys().cloned().collect::<Vec<_>>()).await?;
+    let claimed = match &body.claim_id {
+        Some(claim_id) => {
+            let line = claims::line(&door, claim_id, &owner, &order).await?;
+            if skus.contains(&line.sku) {
+                return Err(Problem::claimed_twice());
+            }
+            Some(Box::new(line))
+        }
+        None => None,
+    };
     let prices: BTreeMap<String, Money> = offers(&door, skus).await?.into_iter().map(|(sku, offer)| (sku, offer.price)).collect();
-    let command =
-        Command::Checkout { order: order.clone(), payment: body.payment, contact, expected_total: body.expected_total, prices };
+    let command = Command::Checkout {
+        order: order.clone(),
+        payment: body.payment,
+        contact,
+        expected_total: body.expected_total,
+        prices,
+        claimed,
+    };
     let caller = request.caller()?;
     let mut asked = pin!(within(door.config.settle_wait, check_out(&door, id, command, caller)));
     // A refusal comes at once. Whoever still waits looks at the order itself; how it failed, if it fails, the cart tells,

@@ -47,12 +47,15 @@ pub enum Budget {
     /// Whatever shows or sets a password.
     Login,
     Checkout,
+    /// Claims in flash sales, where everybody comes at once.
+    Claims,
     /// The operator's requests, whatever they are. No route names it.
     Operator,
 }
 
 impl Budget {
-    pub const ALL: [Budget; 5] = [Budget::Reads, Budget::Writes, Budget::Login, Budget::Checkout, Budget::Operator];
+    pub const ALL: [Budget; 6] =
+        [Budget::Reads, Budget::Writes, Budget::Login, Budget::Checkout, Budget::Claims, Budget::Operator];
 
     pub fn name(self) -> &'static str {
         match self {
@@ -60,6 +63,7 @@ impl Budget {
             Budget::Writes => "writes",
             Budget::Login => "login",
             Budget::Checkout => "checkout",
+            Budget::Claims => "claims",
             Budget::Operator => "operator",
         }
     }
@@ -81,19 +85,19 @@ impl Who {
     /// Who asks. Passwords are tried by address, whoever one has shown to be: a hundred accounts are no more guesses.
     pub fn of(budget: Budget, credential: &Credential, client: IpAddr) -> Self {
         match (budget, credential.account()) {
-            (Budget::Login, _) | (_, None) => Who::address(client),
+            (Budget::Login, _) | (_, None) => Who::Address(network(client)),
             (_, Some(account)) if &*account.user == OPERATOR => Who::Operator,
             (_, Some(Account { key: Some(key), .. })) => Who::Key(Arc::clone(&key.id)),
             (_, Some(account)) => Who::Account(Arc::clone(&account.user)),
         }
     }
+}
 
-    /// A home is given a /64 of IPv6, and could send from all of it.
-    fn address(client: IpAddr) -> Self {
-        Who::Address(match client.to_canonical() {
-            IpAddr::V6(address) => IpAddr::V6(Ipv6Addr::from_bits(address.to_bits() & (u128::MAX << 64))),
-            v4 => v4,
-        })
+/// What counts as one address. A home is given a /64 of IPv6, and could send from all of it.
+pub fn network(client: IpAddr) -> IpAddr {
+    match client.to_canonical() {
+        IpAddr::V6(address) => IpAddr::V6(Ipv6Addr::from_bits(address.to_bits() & (u128::MAX << 64))),
+        v4 => v4,
     }
 }
 
@@ -172,6 +176,7 @@ pub struct Quotas {
     pub writes: Quota,
     pub login: Quota,
     pub checkout: Quota,
+    pub claims: Quota,
     pub operator: Quota,
 }
 
@@ -181,6 +186,7 @@ impl Quotas {
         writes: Quota::UNLIMITED,
         login: Quota::UNLIMITED,
         checkout: Quota::UNLIMITED,
+        claims: Quota::UNLIMITED,
         operator: Quota::UNLIMITED,
     };
 }
@@ -193,6 +199,7 @@ impl Default for Quotas {
             writes: Quota::per_second(30, 300),
             login: Quota::per_second(1, 60),
             checkout: Quota::per_second(5, 100),
+            claims: Quota::per_second(10, 300),
             operator: Quota::per_second(1_000, 10_000),
         }
     }
@@ -227,6 +234,7 @@ pub struct Limits {
     writes: Table,
     login: Table,
     checkout: Table,
+    claims: Table,
     operator: Table,
 }
 
@@ -239,6 +247,7 @@ impl Limits {
             writes: table(quotas.writes),
             login: table(quotas.login),
             checkout: table(quotas.checkout),
+            claims: table(quotas.claims),
             operator: table(quotas.operator),
         }
     }
@@ -251,6 +260,7 @@ impl Limits {
             Budget::Writes => &self.writes,
             Budget::Login => &self.login,
             Budget::Checkout => &self.checkout,
+            Budget::Claims => &self.claims,
             Budget::Operator => &self.operator,
         };
         table.spend(budget, who, u64::try_from(self.began.elapsed().as_nanos()).unwrap_or(u64::MAX))
@@ -400,8 +410,7 @@ mod tests {
     #[test]
     fn each_caller_has_its_own_budget_of_each_kind_and_a_quota_of_0_has_no_limit() {
         let one = quota("1/h:1");
-        let limits =
-            Limits::new(Quotas { reads: one, writes: one, login: one, checkout: Quota::UNLIMITED, operator: quota("1/h:2") });
+        let limits = Limits::new(Quotas { reads: one, writes: one, login: one, operator: quota("1/h:2"), ..Quotas::UNLIMITED });
         let granted = |budget, who| limits.spend(budget, &who).map(|spent: Spent| (spent.budget.name(), spent.granted));
         let callers = || [somebody(1), somebody(2), Who::Account("usr_1".into()), Who::Key("usr_1".into())];
         for (budget, name) in [(Budget::Reads, "reads"), (Budget::Writes, "writes"), (Budget::Login, "login")] {

@@ -1,4 +1,4 @@
-//! Live push at the door: the WebSocket handshake, and events as SSE.
+//! Live push at the door: the WebSocket handshake, and events and flash sales as SSE.
 
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -20,7 +20,9 @@ use super::answer::Answer;
 use super::problem::Problem;
 use super::request::Request;
 use super::{Door, Phase, orders};
+use crate::actors::board::{self, Place, Told, Watching};
 use crate::actors::live::{Pushed, Watch, Watcher};
+use crate::actors::session::Seat;
 use crate::actors::shown;
 use crate::domain::{Entity, Order, ids};
 use crate::persistence::record::Payload;
@@ -102,23 +104,74 @@ pub async fn events(door: Arc<Door>, request: Request) -> Result<Answer, Problem
     if !orders::exists(&door, id).await? {
         return Err(Problem::not_found());
     }
-    let after = match request.headers.get(LAST_EVENT_ID) {
-        None => 0,
-        Some(value) => {
-            let id = value.to_str().ok().and_then(|id| id.trim().parse().ok());
-            id.ok_or_else(|| Problem::bad_header("Last-Event-ID", "send the last id back as it was given"))?
-        }
-    };
+    let after = last_event_id(&request.headers)?;
     let key = EntityKey::new(Order::KIND, id);
     let hint = Arc::new(Hint(Notify::new()));
     // Watch first, read afterwards: nothing can fall in between.
     let watch = door.live.watch(key.clone(), hint.clone());
     let phase = door.watch_phase();
     let reader = Reader { door, key, seq: after, hint, _watch: watch, started: false, phase };
-    let response = warp::reply::stream(Shared(Mutex::new(chunks(reader).boxed()))).into_response();
-    let mut answer = Answer::response(response).with(CACHE_CONTROL, "no-store");
-    answer = answer.with(CONTENT_TYPE, "text/event-stream");
-    Ok(answer.with(HeaderName::from_static("x-accel-buffering"), "no"))
+    Ok(event_stream(chunks(reader)))
+}
+
+fn last_event_id(headers: &HeaderMap) -> Result<Version, Problem> {
+    let Some(value) = headers.get(LAST_EVENT_ID) else { return Ok(0) };
+    let id = value.to_str().ok().and_then(|id| id.trim().parse().ok());
+    id.ok_or_else(|| Problem::bad_header("Last-Event-ID", "send the last id back as it was given"))
+}
+
+fn event_stream(chunks: impl Stream<Item = Result<String, std::convert::Infallible>> + Send + 'static) -> Answer {
+    let response = warp::reply::stream(Shared(Mutex::new(chunks.boxed()))).into_response();
+    let answer = Answer::response(response).with(CACHE_CONTROL, "no-store").with(CONTENT_TYPE, "text/event-stream");
+    answer.with(HeaderName::from_static("x-accel-buffering"), "no")
+}
+
+/// One watcher of a flash sale.
+struct SaleWatcher {
+    watching: Watching,
+    started: bool,
+    phase: watch::Receiver<Phase>,
+    _place: Place,
+    _seat: Seat,
+}
+
+/// `GET /api/flash-sales/{id}/events`
+pub async fn sale_events(door: Arc<Door>, request: Request) -> Result<Answer, Problem> {
+    let id = request.id_param(0, ids::FLASH_SALE)?;
+    let after = last_event_id(&request.headers)?;
+    let seat = door.sessions.seat().ok_or_else(Problem::too_many_sessions)?;
+    let seen = board::admit(&door.runtime, id, &request.credential).await?.ok_or_else(Problem::not_found)?;
+    // Whoever claims to have seen what is yet to come is shown what there is.
+    let after = if after > seen.version { 0 } else { after };
+    let (watching, place) = door.sessions.boards().join(id, seen, after);
+    let watcher = SaleWatcher { watching, started: false, phase: door.watch_phase(), _place: place, _seat: seat };
+    Ok(event_stream(sale_chunks(watcher)))
+}
+
+/// What a board shows as text, without end; it ends when the node drains.
+fn sale_chunks(watcher: SaleWatcher) -> impl Stream<Item = Result<String, std::convert::Infallible>> {
+    stream::unfold(watcher, |mut watcher| async move {
+        if !std::mem::replace(&mut watcher.started, true) {
+            return Some((Ok(format!("retry: {RETRY_MS}\n\n")), watcher));
+        }
+        loop {
+            if *watcher.phase.borrow_and_update() == Phase::Draining {
+                return None;
+            }
+            tokio::select! {
+                told = watcher.watching.next() => {
+                    let text = match told? {
+                        Told::State { seq, text } => sse(seq, "state", &text),
+                        // It takes no id: what is missed of it is made up for by the next.
+                        Told::Ticket { text } => format!("event: ticket\ndata: {text}\n\n"),
+                    };
+                    return Some((Ok(text), watcher));
+                }
+                changed = watcher.phase.changed() => if changed.is_err() { return None },
+                () = tokio::time::sleep(KEEP_ALIVE) => return Some((Ok(": still here\n\n".to_owned()), watcher)),
+            }
+        }
+    })
 }
 
 /// The event stream as text, without end; it ends when the node drains or the journal cannot be read, and the reader

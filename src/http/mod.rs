@@ -8,8 +8,8 @@
 //! - `identity` holds what accounts rest on: passwords, keys, tokens, seals. `bearers` says who a token is of, and `auth`
 //!   whether they may do this; `idempotency` makes a repeated POST safe.
 //! - `openapi` is the contract, made of the structs that are read and written; `docs` shows it as a page.
-//! - `products`, `inventory`, `carts`, `orders`, `users`, `sessions`, `shops`, `cluster`, `health` and `live` hold the
-//!   handlers; `sealing` says whose key seals what is personal.
+//! - `products`, `inventory`, `carts`, `orders`, `flash_sales`, `claims`, `users`, `sessions`, `shops`, `cluster`, `health` and
+//!   `live` hold the handlers; `sealing` says whose key seals what is personal, `proof_of_work` what a claim may have to show.
 //!
 //! No rule of commerce may live here: handlers translate, entities decide.
 
@@ -18,10 +18,12 @@ pub mod auth;
 pub mod bearers;
 pub mod browsers;
 pub mod carts;
+pub mod claims;
 pub mod client_address;
 pub mod cluster;
 pub mod compression;
 pub mod docs;
+pub mod flash_sales;
 pub mod health;
 pub mod idempotency;
 pub mod identity;
@@ -33,6 +35,7 @@ pub mod openapi;
 pub mod orders;
 pub mod problem;
 pub mod products;
+pub mod proof_of_work;
 pub mod request;
 pub mod routes;
 pub mod sealing;
@@ -59,6 +62,7 @@ use crate::read_models::ReadModels;
 use bearers::Bearers;
 use browsers::Origin;
 use client_address::Proxies;
+use flash_sales::KnownSales;
 use identity::Identity;
 use limits::{Budget, Limits, Quotas};
 
@@ -142,6 +146,7 @@ pub struct Door {
     pub identity: Arc<Identity>,
     pub gate: Arc<Bearers>,
     pub limits: Arc<Limits>,
+    pub sales: Arc<KnownSales>,
     phase: Arc<watch::Sender<Phase>>,
 }
 
@@ -175,7 +180,8 @@ impl Door {
         for budget in Budget::ALL {
             let _ = metrics.http_requests_refused.get_or_create(&Refused { budget: budget.name() });
         }
-        Ok(Door { runtime, read_models, live, sessions, metrics, config: Arc::new(config), identity, gate, limits, phase })
+        let (config, sales) = (Arc::new(config), Arc::new(KnownSales::default()));
+        Ok(Door { runtime, read_models, live, sessions, metrics, config, identity, gate, limits, sales, phase })
     }
 
     pub fn now(&self) -> Timestamp {

@@ -23,14 +23,14 @@ use super::problem::{self, PROBLEM_JSON, Problem};
 use super::request::{CURSOR_CHARS_MAX, LIMIT_DEFAULT, LIMIT_MAX, Query, Request, parse_json};
 use super::routes::{ROUTES, Route};
 use super::users::Items;
-use super::{Door, carts, cluster, docs, health, inventory, orders, products, sessions, shops, users};
+use super::{Door, carts, claims, cluster, docs, flash_sales, health, inventory, orders, products, sessions, shops, users};
 use crate::actors::credential::sha256_hex;
 use crate::actors::permissions::{Permission, Rank, Reach};
 use crate::actors::shown;
 use crate::domain::{Entity, EveryKind, every_kind, ids, money::AMOUNT_MAX};
 use crate::metrics;
 use crate::persistence::inspect::Inspection;
-use crate::read_models::{OrderSummary, Page, ProductSummary};
+use crate::read_models::{FlashSaleSummary, OrderSummary, Page, ProductSummary};
 
 /// The refusals that there are: status, name as in `/problems/name`, and when it is said.
 const PROBLEMS: &[(u16, &str, &str)] = &[
@@ -76,6 +76,16 @@ const PROBLEMS: &[(u16, &str, &str)] = &[
     (409, "not-cancellable", "the order can no longer be cancelled"),
     (409, "in-payment", "the order is being paid right now; try again"),
     (409, "not-shippable", "only a paid order can be shipped"),
+    (409, "too-many-sales", "the sku has been in all the flash sales that one can be in"),
+    (409, "sale-status", "this cannot be done to a flash sale that is `sale_status`"),
+    (409, "sale-not-started", "the flash sale begins at `starts_at`"),
+    (409, "sale-paused", "the flash sale is paused"),
+    (409, "sale-over", "the flash sale has ended or was cancelled"),
+    (409, "sold-out", "every unit of the flash sale is paid"),
+    (409, "over-limit", "one customer can have `limit` units of the flash sale; `left` more, where that is said"),
+    (409, "over-address-limit", "the flash sale gives no more units to this network address"),
+    (409, "line-full", "nobody more can stand in line for the flash sale"),
+    (409, "claim-over", "the claim has run out, was given up, or is not one that can be paid"),
     (409, "busy", "another change is under way; try again"),
     (409, "nothing-written-there", "no such Souk-Position was given out"),
     (412, "version-differs", "somebody else was first; its `version` is another one now"),
@@ -87,6 +97,8 @@ const PROBLEMS: &[(u16, &str, &str)] = &[
     (422, "wrong-password", "the password shown is not the account's"),
     (422, "weak-password", "the new password is among the commonest, or the e-mail address itself"),
     (422, "not-offered", "this is not offered yet"),
+    (422, "proof-needed", "the flash sale asks for a proof of work of `bits` bits"),
+    (422, "proof-refused", "the proof of work does not count; `errors` says why, `bits` what is asked for"),
     (429, "rate-limited", "too much was asked in a short time"),
     (429, "too-many-attempts", "too many passwords were tried; the wait doubles with each"),
     (431, "head-too-large", "the headers are too large"),
@@ -532,6 +544,8 @@ fn path_parameter(pattern: &str, name: &str) -> Value {
         }
         _ if pattern.starts_with("/api/carts/") => id(ids::CART_PATTERN, CART),
         _ if pattern.starts_with("/api/orders/") => id(ids::ORDER_PATTERN, ORDER),
+        "claim" => id(ids::CLAIM_PATTERN, CLAIM),
+        _ if pattern.starts_with("/api/flash-sales/") => id(ids::FLASH_SALE_PATTERN, SALE),
         _ if pattern.starts_with("/api/products/") => id(ids::PRODUCT_PATTERN, PRODUCT),
         _ if pattern.starts_with("/api/shops/") => id(ids::SHOP_PATTERN, SHOP),
         _ if pattern.starts_with("/api/users/me/sessions/") => id(ids::SESSION_PATTERN, SESSION),
@@ -550,6 +564,7 @@ fn security(permission: Permission) -> Value {
     match (permission, permission.reach(Rank::Guest)) {
         (Permission::Ask, _) => return json!([]),
         (Permission::CartUse, _) => ways.extend(["", "cart"]),
+        (Permission::SaleBuy, _) => ways.extend(["", "claim"]),
         (_, Reach::Own) => ways.extend(["", "order"]),
         (_, Reach::All) => ways.push(""),
         (_, Reach::None | Reach::Shop) => {}
@@ -571,7 +586,8 @@ fn security_schemes() -> Value {
         },
         "key": bearer("An API key of `POST /api/users/me/keys`. It may do what its scopes name, and what everybody may."),
         "cart": bearer("The token that came with a guest's cart."),
-        "order": bearer("The token that came with a guest's order, or that of the cart that it was made of."),
+        "order": bearer("The token that came with a guest's order, or that of the cart or the claim that it was made of."),
+        "claim": bearer("The token that came with a guest's claim, place in line, reminder or challenge."),
     })
 }
 
@@ -623,11 +639,16 @@ pub fn document() -> Value {
     })
 }
 
-const TAGS: [(&str, &str); 8] = [
+const TAGS: [(&str, &str); 9] = [
     ("Products", "What is sold."),
     ("Inventory", "How much of each sku there is."),
     ("Carts", "From the first item to the checkout. A guest's cart is held by whoever has its token."),
     ("Orders", "Placed, looked at, cancelled, shipped."),
+    (
+        "Flash sales",
+        "Some units at a price of their own, for a while, to whoever comes first. A guest's claim is held by whoever has the \
+         token that came with it.",
+    ),
     ("Accounts", "Signing up, logging in, sessions, API keys, roles."),
     ("Shops", "What vendors sell under."),
     ("Live", "Events as they happen."),
@@ -639,6 +660,8 @@ const PRODUCT: &str = "prod_01M7XTJ72XFBZWPK91BJAAFXTS";
 const CART: &str = "cart_01M7XTJCNK7E0TZAKXQ10YG0SG";
 const OTHER_CART: &str = "cart_01M7XTGS4C0P2XJ5B7N8R3QWVY";
 const ORDER: &str = "ord_01M7XTJD39HAVHP9G020ZF53AX";
+const SALE: &str = "fs_01M7XTJZ0N8S2Y6KQH4D5E3WVB";
+const CLAIM: &str = "claim_01M7XTJZ0N8S2Y6KQH4D5E3WVB_41";
 const SHOP: &str = "shop_01M7XTHW5QK3N8Y2RZ6E4DBFGA";
 const USER: &str = "usr_01M7XTHB0V6S9C4TJXPM2WQKRN";
 const SESSION: &str = "ses_01M7XTHE7A1DG5ZFV3YB8HNKSC";
@@ -670,7 +693,7 @@ fn product_summary() -> Value {
 
 fn inventory_item() -> Value {
     json!({
-        "sku": SKU, "product_id": PRODUCT, "on_hand": 400, "reserved": 0, "held": 2, "available": 398,
+        "sku": SKU, "product_id": PRODUCT, "on_hand": 400, "reserved": 0, "held": 2, "allotted": 0, "available": 398,
         "low_stock_threshold": 5,
     })
 }
@@ -717,6 +740,8 @@ fn operations(schemas: &mut Schemas) -> Vec<Operation> {
     all.extend(of_inventory(schemas));
     all.extend(of_carts(schemas));
     all.extend(of_orders(schemas));
+    all.extend(of_flash_sales(schemas));
+    all.extend(of_claims(schemas));
     all.extend(of_accounts(schemas));
     all.extend(of_shops(schemas));
     all.extend(of_live());
@@ -846,6 +871,7 @@ fn purchased(operation: Operation, s: &mut Schemas) -> Operation {
             order("pending"),
         )
         .refuses(&["out-of-stock", "total-differs", "currency-differs", "not-offered", "email-needed"])
+        .refuses(&["not-found", "claim-over", "contradictory-body"])
 }
 
 fn of_orders(s: &mut Schemas) -> Vec<Operation> {
@@ -894,6 +920,134 @@ fn of_orders(s: &mut Schemas) -> Vec<Operation> {
             .json::<shown::OrderShown<'_>>(s, 201, "The order as it is now.", &["ETag", "Souk-Position"], order("shipped"))
             .if_match()
             .refuses(&["not-found", "not-shippable"]),
+    ]
+}
+
+fn flash_sale(status: &str) -> Value {
+    json!({
+        "id": SALE, "status": status, "sku": SKU, "product_id": PRODUCT, "shop_id": SHOP, "title": "Copper Lantern (Small)",
+        "price": euros(2900), "quantity": 100, "per_customer_limit": 2, "per_address_limit": null,
+        "starts_at": "2026-11-27T18:00:00.000Z", "ends_at": "2026-11-27T19:00:00.000Z", "claim_seconds": 300,
+        "admission_seconds": 60, "grace_seconds": 120, "guests": true, "admissions_per_second": null, "challenge_bits": 0,
+        "available": 100, "held": 0, "sold": 0, "waiting": 0, "reminders": 0, "starts_soon": false,
+    })
+}
+
+fn of_flash_sales(s: &mut Schemas) -> Vec<Operation> {
+    let on = |method, pattern, id, summary| Operation::new(method, pattern, id, "Flash sales", summary);
+    let text = || json!({ "type": "string" });
+    let summary = json!({
+        "id": SALE, "status": "scheduled", "sku": SKU, "product_id": PRODUCT, "shop_id": SHOP, "title": "Copper Lantern (Small)",
+        "price": euros(2900), "quantity": 100, "per_customer_limit": 2, "starts_at": "2026-11-27T18:00:00.000Z",
+        "ends_at": "2026-11-27T19:00:00.000Z", "guests": true,
+    });
+    let new = json!({
+        "sku": SKU, "price": euros(2900), "quantity": 100, "per_customer_limit": 2, "starts_at": "2026-11-27T18:00:00Z",
+        "ends_at": "2026-11-27T19:00:00Z", "guests": true,
+    });
+    let run = |name: &'static str, id, summary, status, s: &mut Schemas| {
+        on(Method::POST, name, id, summary)
+            .json::<shown::FlashSaleShown<'_>>(s, 200, "The sale as it is now.", &["Souk-Position"], flash_sale(status))
+            .refuses(&["not-found", "sale-status", "sale-over"])
+    };
+    vec![
+        on(Method::GET, "/api/flash-sales", "listFlashSales", "List flash sales, the soonest start first")
+            .says("Drafts are listed for their own shop and for admins.")
+            .query("status", "Only sales of this status.", json!({ "type": "string", "enum": flash_sales::STATUSES }))
+            .query("sku", "Only sales of this sku.", text())
+            .query("shop", "Only sales of this shop.", text())
+            .page::<Page<FlashSaleSummary>>(s, "A page of flash sales.", page(summary)),
+        on(Method::POST, "/api/flash-sales", "createFlashSale", "Draft a flash sale")
+            .says("Of a product of one's own shop; an admin's of any. An admin approves it.")
+            .takes::<flash_sales::SaleBody>(s, new)
+            .json::<shown::FlashSaleShown<'_>>(s, 201, "The draft.", &["Location", "Souk-Position"], flash_sale("draft"))
+            .refuses(&["not-for-sale", "contradictory-body", "exists"]),
+        on(Method::GET, "/api/flash-sales/{id}", "getFlashSale", "Look at a flash sale")
+            .says("It bears no ETag: it changes with every claim.")
+            .json::<shown::FlashSaleShown<'_>>(s, 200, "The sale.", &[], flash_sale("active"))
+            .refuses(&["not-found"]),
+        on(Method::PATCH, "/api/flash-sales/{id}", "changeFlashSale", "Change a flash sale")
+            .says(
+                "What is given replaces what was; what is left out stays. The terms of a draft are its shop's to change. \
+                 `admissions_per_second` and `challenge_bits` are an admin's, at any time; they count within a second.",
+            )
+            .takes::<flash_sales::SalePatch>(s, json!({ "quantity": 120 }))
+            .json::<shown::FlashSaleShown<'_>>(s, 200, "The sale as it is now.", &["Souk-Position"], flash_sale("draft"))
+            .refuses(&["not-found", "contradictory-body", "sale-status", "sale-over", "busy"]),
+        run("/api/flash-sales/{id}/approve", "approveFlashSale", "Approve a flash sale", "scheduled", s)
+            .says("Answers when the units are set aside: from then on the sale starts and ends by itself.")
+            .refuses(&["out-of-stock", "not-for-sale", "too-many-sales", "contradictory-body"]),
+        run("/api/flash-sales/{id}/pause", "pauseFlashSale", "Pause a flash sale", "paused", s)
+            .says("Nothing is claimed until it goes on. What is claimed can be paid, and its end comes all the same."),
+        run("/api/flash-sales/{id}/resume", "resumeFlashSale", "Let a flash sale go on", "active", s),
+        run("/api/flash-sales/{id}/cancel", "cancelFlashSale", "Cancel a flash sale", "cancelled", s)
+            .says("What is being paid can be paid; every other unit goes back into the stock.")
+            .takes::<orders::CancelBody>(s, json!({ "reason": "the delivery is late" })),
+    ]
+}
+
+fn of_claims(s: &mut Schemas) -> Vec<Operation> {
+    let on = |method, pattern, id, summary| Operation::new(method, pattern, id, "Flash sales", summary);
+    let until = "2026-11-27T18:05:00.123Z";
+    let ticket = json!({ "place": 12, "estimated_wait_seconds": 40, "quantity": 1 });
+    let claim = json!({ "id": CLAIM, "status": "held", "quantity": 1, "unit_price": euros(2900), "expires_at": until });
+    let granted = json!({ "id": CLAIM, "quantity": 1, "unit_price": euros(2900), "expires_at": until, "token": TOKEN });
+    let challenge = format!("{SALE}.guest_{}.18.1795802523123.{TOKEN}", TOKEN.get(..32).unwrap_or_default());
+    vec![
+        on(Method::GET, "/api/flash-sales/{id}/challenge", "getClaimChallenge", "Something to work on before a claim")
+            .says(
+                "For sales whose `challenge_bits` are not 0. Find a `nonce` such that SHA-256 of `challenge`, a full stop and \
+                 `nonce` begins with `bits` zero bits, and send both with the claim. It counts for this caller in this sale \
+                 until `expires_at`. A guest who shows no token is given one, and claims with it.",
+            )
+            .json::<claims::Challenge<'_>>(
+                s,
+                200,
+                "The challenge.",
+                &["Cache-Control"],
+                json!({ "challenge": challenge, "bits": 18, "expires_at": until }),
+            )
+            .refuses(&["not-found", "unauthorized", "forbidden"]),
+        on(Method::GET, "/api/flash-sales/{id}/claims", "listOwnClaims", "What I have of a flash sale")
+            .json::<claims::OwnClaims>(
+                s,
+                200,
+                "The newest claims, up to 100, and the place in line.",
+                &["Cache-Control"],
+                json!({ "claims": [claim], "ticket": ticket, "reminded": false }),
+            )
+            .refuses(&["not-found", "unauthorized", "forbidden"]),
+        on(Method::POST, "/api/flash-sales/{id}/claims", "claim", "Claim units of a flash sale")
+            .says(
+                "201 when the units are yours to pay, until `expires_at`. 202 when there is a line: whose turn comes is offered \
+                 a claim, and takes it up by asking this again, with another Idempotency-Key if with any. Whoever is in line \
+                 and asks again hears the place. A guest who shows no token is given one.",
+            )
+            .takes::<claims::ClaimBody>(s, json!({ "quantity": 1 }))
+            .json::<claims::Granted<'_>>(s, 201, "Units to pay.", &["Location", "Souk-Position"], granted)
+            .json::<claims::Queued<'_>>(
+                s,
+                202,
+                "A place in line.",
+                &["Location", "Souk-Position"],
+                json!({ "ticket": ticket, "token": TOKEN }),
+            )
+            .refuses(&["not-found", "unauthorized", "forbidden", "proof-needed", "proof-refused", "contradictory-body"])
+            .refuses(&["sale-not-started", "sale-paused", "sale-over", "sold-out", "out-of-stock", "over-limit"])
+            .refuses(&["over-address-limit", "line-full", "claim-over"]),
+        on(Method::GET, "/api/flash-sales/{id}/claims/{claim}", "getClaim", "Look at a claim")
+            .json::<shown::ClaimShown>(s, 200, "The claim.", &["Cache-Control"], claim.clone())
+            .refuses(&["not-found", "unauthorized", "forbidden"]),
+        on(Method::DELETE, "/api/flash-sales/{id}/claims/{claim}", "giveUpClaim", "Give a claim up")
+            .answers(204, "Its units are the next one's.", &["Souk-Position"], None)
+            .refuses(&["not-found", "unauthorized", "forbidden", "claim-over", "in-payment"]),
+        on(Method::DELETE, "/api/flash-sales/{id}/ticket", "leaveLine", "Leave the line")
+            .answers(204, "The caller is not in line.", &["Souk-Position"], None)
+            .refuses(&["not-found", "unauthorized", "forbidden"]),
+        on(Method::POST, "/api/flash-sales/{id}/reminder", "remindOfFlashSale", "Ask to be reminded of a flash sale")
+            .says("Before it starts, and when units are to be had again.")
+            .json::<claims::Reminder<'_>>(s, 200, "It is noted.", &["Souk-Position"], json!({ "reminded": true }))
+            .refuses(&["not-found", "unauthorized", "forbidden", "sale-over", "line-full"]),
     ]
 }
 
@@ -1068,6 +1222,7 @@ fn of_live() -> Vec<Operation> {
     let on = |method, pattern, id, summary| Operation::new(method, pattern, id, "Live", summary);
     let token = || json!({ "type": "string" });
     let said_in_query = "The token, for browsers, which cannot send headers here.";
+    let pictures = "retry: 2000\n\nid: 91\nevent: state\ndata: {\"type\":\"state\",\"topic\":\"flash_sale:fs_…\",\"seq\":91,\"state\":{}}\n\n";
     let stream = "retry: 2000\n\nid: 4\nevent: order.paid\ndata: {\"specversion\":\"1.0\",\"type\":\"order.paid\"}\n\n";
     vec![
         on(Method::GET, "/api/orders/{id}/events", "streamOrderEvents", "An order's events as they happen")
@@ -1079,10 +1234,21 @@ fn of_live() -> Vec<Operation> {
             .parameter("Last-Event-ID")
             .answers(200, "The stream.", &[], Some(("text/event-stream", json!({ "type": "string" }), stream.into())))
             .refuses(&["not-found"]),
+        on(Method::GET, "/api/flash-sales/{id}/events", "streamFlashSale", "A flash sale as it changes")
+            .says(
+                "Server-sent events, without end. `state` bears the whole sale as it is, at most ten times a second, with its \
+                 version as `id`. Somebody in line also gets `ticket`, at most once a second: the place and the estimated wait, \
+                 and the claim to take up when it is their turn. While this stream is open they are taken to be there.",
+            )
+            .query("access_token", said_in_query, token())
+            .parameter("Last-Event-ID")
+            .answers(200, "The stream.", &[], Some(("text/event-stream", json!({ "type": "string" }), pictures.into())))
+            .refuses(&["not-found", "too-many-sessions"]),
         on(Method::GET, "/ws", "openWebSocket", "Events of many things over one WebSocket")
             .says(
                 "Send `{\"type\":\"subscribe\",\"topic\":\"order:ord_…\",\"after\":12}` and each event comes as \
-                 `{\"type\":\"event\",\"topic\":…,\"seq\":13,\"event\":{…}}`. Topics are `order:`, `cart:` and `inventory:`; a `token` may stand beside the topic.",
+                 `{\"type\":\"event\",\"topic\":…,\"seq\":13,\"event\":{…}}`. Topics are `order:`, `cart:` and `inventory:`; a `token` may stand beside the topic. \
+                 `flash_sale:` sends the newest `state` of the sale instead of its events, and to those in line their `ticket`.",
             )
             .query("access_token", said_in_query, token())
             .answers(101, "The connection speaks WebSocket from here on.", &[], None)

@@ -14,12 +14,14 @@ use super::offers::offers;
 use super::problem::{FieldError, Problem};
 use super::products::await_position;
 use super::request::{Query, Request, object, object_or_null, objects, present};
-use super::{Door, carts, sealing};
+use super::{Door, carts, claims, sealing};
 use crate::actors::credential::Credential;
 use crate::actors::permissions::Permission;
 use crate::actors::{Failure, shown};
 use crate::domain::cart::Offer;
-use crate::domain::order::{Address, Command, Draft, LINES_MAX, Line, Outcome, QUANTITY_MAX, Reason, Reply, State, Status};
+use crate::domain::order::{
+    Address, Command, Draft, LINES_MAX, Line, Outcome, QUANTITY_MAX, Reason, Reply, Short, State, Status,
+};
 use crate::domain::payment::Method;
 use crate::domain::{Entity, Money, Order, ids};
 use crate::persistence::record::Payload;
@@ -58,15 +60,28 @@ pub struct PurchaseBody {
     #[serde(default)]
     #[schemars(with = "()")]
     promotion_code: Option<String>,
+    /// A claim in a flash sale, to be bought along.
+    #[serde(default, deserialize_with = "present")]
+    #[schemars(with = "String", regex(pattern = ids::CLAIM_PATTERN))]
+    pub claim_id: Option<String>,
 }
 
+/// Items, a claim in a flash sale, or both.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 #[schemars(rename = "NewOrder")]
+#[schemars(extend("anyOf" = [
+    { "required": ["items"], "properties": { "items": { "minItems": 1 } } },
+    { "required": ["claim_id"] },
+]))]
 pub(super) struct OrderBody {
-    #[schemars(length(min = 1, max = LINES_MAX))]
-    #[serde(deserialize_with = "objects")]
+    #[schemars(length(max = LINES_MAX))]
+    #[serde(default, deserialize_with = "objects")]
     items: Vec<ItemBody>,
+    /// A claim in a flash sale. Its units are bought at the sale's price, by the account or the guest that has it.
+    #[serde(default, deserialize_with = "present")]
+    #[schemars(with = "String", regex(pattern = ids::CLAIM_PATTERN))]
+    claim_id: Option<String>,
     #[serde(deserialize_with = "object")]
     payment: Method,
     #[serde(deserialize_with = "object")]
@@ -105,6 +120,16 @@ pub(super) struct CancelBody {
     #[serde(default)]
     #[schemars(length(max = REASON_CHARS_MAX), regex(pattern = r"\S"))]
     reason: Option<String>,
+}
+
+impl CancelBody {
+    pub(super) fn reason(self, default: &str) -> Result<String, Problem> {
+        let reason = self.reason.unwrap_or_else(|| default.into());
+        if reason.trim().is_empty() || reason.chars().count() > REASON_CHARS_MAX {
+            return Err(Problem::bad_body("/reason", "say why, in at most 200 characters, or leave it out"));
+        }
+        Ok(reason)
+    }
 }
 
 #[derive(Deserialize, JsonSchema)]
@@ -223,12 +248,25 @@ pub async fn appears(door: &Door, id: &str) -> Result<(), Failure> {
 /// The answer to a purchase that has come to its end.
 pub async fn concluded(door: &Door, outcome: Outcome, token: Option<String>, position: Position) -> Result<Answer, Problem> {
     if let (Status::Cancelled, Some(Reason::OutOfStock { short })) = (outcome.status, outcome.reason) {
-        return Err(Problem::out_of_stock(&outcome.order, short));
+        return Err(match claim_refused(door, &outcome.order, &short).await? {
+            true => Problem::claim_over().of_order(&outcome.order),
+            false => Problem::out_of_stock(&outcome.order, short),
+        });
     }
     let Some((answer, _)) = look(door, &outcome.order, StatusCode::CREATED, token).await? else {
         return Err(Problem::internal("an order is settled and does not exist", &outcome.order));
     };
     Ok(answer.location(&format!("/api/orders/{}", outcome.order)).position(position))
+}
+
+/// Whether what an order could not have are units that its buyer had claimed.
+async fn claim_refused(door: &Door, id: &str, short: &[Short]) -> Result<bool, Failure> {
+    let skus: Vec<String> = short.iter().map(|short| short.sku.clone()).collect();
+    let look = move |state: &State, _| {
+        let lines = state.draft.iter().flat_map(|draft| &draft.lines);
+        lines.filter(|line| line.claim.is_some()).any(|line| skus.contains(&line.sku))
+    };
+    door.runtime.view::<Order, _>(id, look).await
 }
 
 /// Waits for the order to be paid, and answers with it. For whoever waits for the end of a purchase anyway: to be paid is
@@ -253,7 +291,15 @@ pub async fn create(door: Arc<Door>, request: Request) -> Result<Answer, Problem
     check_expected(body.expected_total)?;
     no_codes("/coupon_code", body.coupon_code.as_ref())?;
     no_codes("/promotion_code", body.promotion_code.as_ref())?;
-    let quantities = quantities(&body.items)?;
+    let quantities = match (&body.claim_id, body.items.as_slice()) {
+        (Some(_), []) => BTreeMap::new(),
+        (_, items) => quantities(items)?,
+    };
+    let id = request.new_id(ids::ORDER);
+    let (owner, token) = match &body.claim_id {
+        Some(_) => (claims::buyer(&request)?, None),
+        None => carts::owner(&door, &request),
+    };
     let offers = offers(&door, quantities.keys().map(|sku| (*sku).to_owned())).await?;
     let missing: Vec<_> = body
         .items
@@ -270,7 +316,14 @@ pub async fn create(door: Arc<Door>, request: Request) -> Result<Answer, Problem
         let quantity = quantities.get(sku.as_str()).copied().unwrap_or_default();
         let total = offer.price.times(quantity).map_err(|error| Problem::bad_body("/items", error.to_string()))?;
         let Offer { product, shop, title, price: unit_price } = offer;
-        lines.push(Line { sku, product, shop, title, quantity, unit_price, total });
+        lines.push(Line { sku, product, shop, title, quantity, unit_price, total, claim: None });
+    }
+    if let Some(claim_id) = &body.claim_id {
+        let claimed = claims::line(&door, claim_id, &owner, &id).await?;
+        if lines.iter().any(|line| line.sku == claimed.sku) {
+            return Err(Problem::claimed_twice());
+        }
+        lines.push(claimed);
     }
     let Some(currency) = lines.first().map(|line| line.total.currency) else {
         return Err(Problem::bad_body("/items", "must not be empty"));
@@ -283,8 +336,6 @@ pub async fn create(door: Arc<Door>, request: Request) -> Result<Answer, Problem
     if let Some(expected) = body.expected_total.filter(|expected| *expected != total) {
         return Err(Problem::total_differs(expected, total));
     }
-    let id = request.new_id(ids::ORDER);
-    let (owner, token) = carts::owner(&door, &request);
     let contact = sealing::seal_contact(&door, &request.credential, &owner, body.email, body.shipping_address).await?;
     let draft = Draft { owner, cart: None, lines, total, contact, payment: body.payment };
     let asked = door.runtime.ask::<Order>(&id, Command::Place { draft }, request.caller()?);
@@ -364,11 +415,7 @@ pub async fn history(door: Arc<Door>, request: Request) -> Result<Answer, Proble
 
 pub async fn cancel(door: Arc<Door>, request: Request) -> Result<Answer, Problem> {
     let id = request.id_param(0, ids::ORDER)?;
-    let CancelBody { reason } = request.json()?;
-    let reason = reason.unwrap_or_else(|| REASON_DEFAULT.into());
-    if reason.trim().is_empty() || reason.chars().count() > REASON_CHARS_MAX {
-        return Err(Problem::bad_body("/reason", "say why, in at most 200 characters, or leave it out"));
-    }
+    let reason = request.json::<CancelBody>()?.reason(REASON_DEFAULT)?;
     let answered = door.runtime.ask::<Order>(id, Command::Cancel { reason }, request.caller()?).await?;
     changed(&door, id, StatusCode::OK, answered.position).await
 }

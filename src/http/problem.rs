@@ -15,8 +15,9 @@ use super::identity::guesses::Locked;
 use super::identity::keystore::KeystoreError;
 use super::identity::passwords::{PasswordError, Unfit};
 use super::identity::seals::SealError;
+use super::proof_of_work::ProofError;
 use crate::actors::{AskError, Failure};
-use crate::domain::{Money, cart, inventory, order, product, request, shop, user};
+use crate::domain::{Money, Timestamp, cart, flash_sale, inventory, order, product, request, shop, user};
 use crate::persistence::Version;
 use crate::read_models::ReadModelError;
 
@@ -95,6 +96,16 @@ pub(super) struct Members {
     order_id: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     order_status: Option<order::Status>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    sale_status: Option<flash_sale::Status>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    starts_at: Option<Timestamp>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    limit: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    left: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    bits: Option<u8>,
     #[serde(skip_serializing_if = "Option::is_none")]
     skus: Option<Vec<String>>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -349,6 +360,41 @@ impl Problem {
         })
     }
 
+    pub fn claim_over() -> Self {
+        Problem::conflict("claim-over", "This claim can no longer be used.")
+    }
+
+    /// Names the order that came to nothing by it.
+    pub fn of_order(self, order: &str) -> Self {
+        self.more(|more| more.order_id = Some(order.to_owned()))
+    }
+
+    pub fn claimed_twice() -> Self {
+        Problem::contradictory("/claim_id", "is of a sku that is bought along too: buy them one after the other".into())
+    }
+
+    /// `left` is how many more this customer can have, where that is known.
+    pub fn over_limit(limit: u32, left: Option<u32>) -> Self {
+        Problem::conflict("over-limit", "One customer cannot have that many.").more(|more| {
+            more.limit = Some(limit);
+            more.left = left;
+        })
+    }
+
+    pub fn proof_needed(bits: u8) -> Self {
+        let title = "This sale asks for a proof of work. Take its challenge, and send the proof with the claim.";
+        Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "proof-needed", title)
+            .error("/proof", "is missing")
+            .more(|more| more.bits = Some(bits))
+    }
+
+    pub fn proof_refused(bits: u8, error: &ProofError) -> Self {
+        let title = "This proof of work does not count. Take a new challenge.";
+        Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "proof-refused", title)
+            .error("/proof", error.to_string())
+            .more(|more| more.bits = Some(bits))
+    }
+
     pub fn total_differs(expected: Money, actual: Money) -> Self {
         Problem::new(StatusCode::CONFLICT, "total-differs", "The total is not what was expected.")
             .detail(format!("the total is {actual}, not {expected}"))
@@ -472,6 +518,7 @@ macro_rules! from_ask_error {
 }
 
 from_ask_error!(cart);
+from_ask_error!(flash_sale);
 from_ask_error!(shop);
 from_ask_error!(user);
 from_ask_error!(inventory);
@@ -536,6 +583,7 @@ impl From<inventory::Rejection> for Problem {
             }
             R::TooMany => Problem::conflict("too-many", "There would be more units than can be counted.").detail(detail),
             R::Closed => Problem::conflict("closed", "This order no longer wants its units."),
+            R::TooManySales => Problem::conflict("too-many-sales", "This sku has been in too many flash sales.").detail(detail),
         }
     }
 }
@@ -558,6 +606,48 @@ impl From<order::Rejection> for Problem {
                 .detail(detail)
                 .more(|more| more.order_status = Some(status)),
             R::NotClaimable => Problem::conflict("not-claimable", "This order belongs to an account already."),
+        }
+    }
+}
+
+/// A state that passes: an answer that says when to come back is not kept for a repeat.
+const PAUSE_S: u32 = 5;
+
+impl From<flash_sale::Rejection> for Problem {
+    fn from(rejection: flash_sale::Rejection) -> Self {
+        use flash_sale::Rejection as R;
+        let detail = rejection.to_string();
+        match rejection {
+            R::Unknown => Problem::not_found(),
+            R::Exists => Problem::conflict("exists", "This flash sale exists already."),
+            // Each bound is checked at the door; what is left is how terms fit together, or the clock.
+            R::Invalid { field, message } => Problem::contradictory(&field, message),
+            R::NotNow { status } => {
+                let title = "This cannot be done to the sale in the state that it is in.";
+                Problem::conflict("sale-status", title).detail(detail).more(|more| more.sale_status = Some(status))
+            }
+            R::NotAllotted { why: inventory::Rejection::Unknown } => {
+                Problem::conflict("not-for-sale", "This is not for sale.").detail(detail)
+            }
+            R::NotAllotted { why } => why.into(),
+            R::NotStarted { starts_at } => Problem::conflict("sale-not-started", "This sale has not started yet.")
+                .more(|more| more.starts_at = Some(starts_at))
+                .retry_after(PAUSE_S),
+            R::Paused => Problem::conflict("sale-paused", "This sale is paused. Try again later.").retry_after(PAUSE_S),
+            R::Over => Problem::conflict("sale-over", "This sale is over."),
+            R::SoldOut => Problem::conflict("sold-out", "Every unit is sold."),
+            R::Short { requested, available } => {
+                Problem::conflict("out-of-stock", "There is not enough left.").detail(detail).more(|more| {
+                    more.requested = Some(requested);
+                    more.available = Some(available);
+                })
+            }
+            R::OverLimit { limit, left } => Problem::over_limit(limit, Some(left)).detail(detail),
+            R::OverAddressLimit => Problem::conflict("over-address-limit", "No more can be had from this network address."),
+            R::LineFull => Problem::conflict("line-full", "The line is full. Try again later.").retry_after(PAUSE_S),
+            R::ClaimOver => Problem::claim_over(),
+            R::InPayment => Problem::conflict("in-payment", "This claim is being paid right now. Cancel its order, or wait.")
+                .retry_after(PAUSE_S),
         }
     }
 }

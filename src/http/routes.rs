@@ -25,7 +25,10 @@ use super::idempotency::{self, Begun};
 use super::limits::{Budget, Who};
 use super::problem::Problem;
 use super::request::{Request, X_REQUEST_ID, bearer, decode, new_seed, read_body, request_id, skip_body, trace};
-use super::{Door, carts, cluster, docs, health, inventory, live, openapi, orders, products, sealing, sessions, shops, users};
+use super::{
+    Door, carts, claims, cluster, docs, flash_sales, health, inventory, live, openapi, orders, products, sealing, sessions,
+    shops, users,
+};
 use crate::actors::credential::Credential;
 use crate::actors::permissions::Permission;
 use crate::domain::request::Seed;
@@ -63,6 +66,7 @@ macro_rules! routes {
     (@budget $method:ident unlimited $($rest:ident)*) => { None };
     (@budget $method:ident login $($rest:ident)*) => { Some(Budget::Login) };
     (@budget $method:ident checkout $($rest:ident)*) => { Some(Budget::Checkout) };
+    (@budget $method:ident claims $($rest:ident)*) => { Some(Budget::Claims) };
     (@budget $method:ident token_in_query $($rest:ident)*) => { routes!(@budget $method $($rest)*) };
     (@budget GET) => { Some(Budget::Reads) };
     (@budget $method:ident) => { Some(Budget::Writes) };
@@ -71,7 +75,8 @@ macro_rules! routes {
 /// The table. HEAD is answered as GET without the body, OPTIONS with the methods there are.
 ///
 /// What follows the handler is out of the ordinary: `token_in_query`, and the budget where it is not reads for GET and
-/// writes for all others: `login` (whatever shows or sets a password), `checkout`, `unlimited`.
+/// writes for all others: `login` (whatever shows or sets a password), `checkout`, `claims`,
+/// `unlimited`.
 #[rustfmt::skip]
 pub static ROUTES: &[Route] = routes! {
     GET    "/api/products"                                      CatalogueRead   products::list;
@@ -98,6 +103,22 @@ pub static ROUTES: &[Route] = routes! {
     POST   "/api/orders/{id}/cancel"                            OrderCancel     orders::cancel;
     POST   "/api/orders/{id}/shipments"                         OrderShip       orders::ship;
     POST   "/api/orders/{id}/claim"                             OrderClaim      orders::claim;
+    GET    "/api/flash-sales"                                   SaleRead        flash_sales::list;
+    POST   "/api/flash-sales"                                   SaleWrite       flash_sales::create;
+    GET    "/api/flash-sales/{id}"                              SaleRead        flash_sales::get;
+    PATCH  "/api/flash-sales/{id}"                              SaleWrite       flash_sales::change;
+    POST   "/api/flash-sales/{id}/approve"                      SaleApprove     flash_sales::approve;
+    POST   "/api/flash-sales/{id}/pause"                        SaleWrite       flash_sales::pause;
+    POST   "/api/flash-sales/{id}/resume"                       SaleWrite       flash_sales::resume;
+    POST   "/api/flash-sales/{id}/cancel"                       SaleWrite       flash_sales::cancel;
+    GET    "/api/flash-sales/{id}/challenge"                    SaleBuy         claims::challenge;
+    GET    "/api/flash-sales/{id}/claims"                       SaleBuy         claims::list;
+    POST   "/api/flash-sales/{id}/claims"                       SaleBuy         claims::claim, claims;
+    GET    "/api/flash-sales/{id}/claims/{claim}"               SaleBuy         claims::get;
+    DELETE "/api/flash-sales/{id}/claims/{claim}"               SaleBuy         claims::give_up;
+    DELETE "/api/flash-sales/{id}/ticket"                       SaleBuy         claims::leave;
+    POST   "/api/flash-sales/{id}/reminder"                     SaleBuy         claims::remind;
+    GET    "/api/flash-sales/{id}/events"                       LiveConnect     live::sale_events, token_in_query;
     POST   "/api/users"                                         AccountMake     users::sign_up, login;
     GET    "/api/users"                                         AccountGovern   users::find;
     GET    "/api/users/me"                                      AccountRead     users::me;

@@ -19,4 +19,4 @@ mod write_ahead;
 pub use embedded::{Embedded, OpenError, OpenReport, Options};
 pub use journal::{Agenda, Append, AppendError, Batch, Committed, Done, EntityKey, Journal, Position, ReadError, Version, Wake};
 pub use shared_snapshots::SharedSnapshots;
-pub use snapshots::{Snapshot, Snapshots};
+pub use snapshots::{Of, Snapshot, Snapshots};

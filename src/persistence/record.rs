@@ -31,11 +31,35 @@ pub struct PayloadWriter {
     events: Vec<u8>,
     answers: Vec<u8>,
     count: u32,
+    envelope: Option<Envelope>,
+}
+
+/// What records of one entity have in common, as it is written.
+struct Envelope {
+    entity: EntityKey,
+    /// Up to the version in the record's id.
+    before_version: Vec<u8>,
+    /// From there to its time.
+    before_time: Vec<u8>,
+}
+
+impl Envelope {
+    fn of(entity: &EntityKey) -> Result<Self, serde_json::Error> {
+        let mut before_version = format!("{{\"specversion\":\"1.0\",\"source\":\"{SOURCE}\",\"id\":").into_bytes();
+        serde_json::to_writer(&mut before_version, entity.as_str())?;
+        // The id goes on with the version.
+        before_version.pop();
+        before_version.push(b'/');
+        let mut before_time = b"\",\"subject\":".to_vec();
+        serde_json::to_writer(&mut before_time, entity.id())?;
+        before_time.extend_from_slice(b",\"time\":");
+        Ok(Envelope { entity: entity.clone(), before_version, before_time })
+    }
 }
 
 impl Default for PayloadWriter {
     fn default() -> Self {
-        PayloadWriter { events: Vec::with_capacity(1024), answers: Vec::new(), count: 0 }
+        PayloadWriter { events: Vec::with_capacity(1024), answers: Vec::new(), count: 0, envelope: None }
     }
 }
 
@@ -57,17 +81,18 @@ impl PayloadWriter {
         cause: Cause<'_>,
         event: &E,
     ) -> Result<(), serde_json::Error> {
+        let envelope = match self.envelope.take().filter(|envelope| envelope.entity == *entity) {
+            Some(envelope) => envelope,
+            None => Envelope::of(entity)?,
+        };
         let out = &mut self.events;
         if self.count > 0 {
             out.push(b',');
         }
-        out.extend_from_slice(b"{\"specversion\":\"1.0\",\"source\":\"");
-        out.extend_from_slice(SOURCE.as_bytes());
-        out.extend_from_slice(b"\",\"id\":");
-        serde_json::to_writer(&mut *out, &format_args!("{entity}/{version}"))?;
-        out.extend_from_slice(b",\"subject\":");
-        serde_json::to_writer(&mut *out, entity.id())?;
-        out.extend_from_slice(b",\"time\":");
+        out.extend_from_slice(&envelope.before_version);
+        serde_json::to_writer(&mut *out, &version)?;
+        out.extend_from_slice(&envelope.before_time);
+        self.envelope = Some(envelope);
         serde_json::to_writer(&mut *out, &cause.time)?;
         out.extend_from_slice(b",\"entityversion\":");
         serde_json::to_writer(&mut *out, &version)?;

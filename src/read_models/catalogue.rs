@@ -281,6 +281,7 @@ impl Catalogue {
                 | "inventory.hold.expired"
                 | "inventory.reserved"
                 | "inventory.released"
+                | "inventory.allotted"
                 | "stock.decreased"
                 | "stock.increased"
                     if available.is_none() =>
@@ -294,6 +295,7 @@ impl Catalogue {
                 | "inventory.hold.expired"
                 | "inventory.reserved"
                 | "inventory.released"
+                | "inventory.allotted"
                 | "stock.decreased"
                 | "stock.increased"
                 | "inventory.updated"

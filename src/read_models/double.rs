@@ -57,6 +57,11 @@ impl VecJournal {
         })
     }
 
+    /// The batch that was written last.
+    pub(super) fn newest_batch(&self) -> Committed {
+        self.batches.lock().unwrap().last().unwrap().clone()
+    }
+
     fn store(&self, append: Append) -> Position {
         let Append { entity, expected, count, payload, .. } = append;
         let mut batches = self.batches.lock().unwrap();

@@ -4,7 +4,7 @@
 //! many records, and an order that went through all its states within a round is written once. While a reader waits for
 //! a position, rounds are shorter ([`LINGER_WHEN_AWAITED`]).
 //!
-//! The order list is written in each round that changes it. The catalogue answers from memory, so it is written only
+//! The order list and that of flash sales are written in each round that changes them. The catalogue answers from memory, so it is written only
 //! every [`WRITE_EVERY`]: a hot sku then costs one write a second and not five thousand. That is why each model has a
 //! position of its own. A start follows the journal from the earlier one, and each model passes over what it already has.
 //!
@@ -26,6 +26,7 @@ use tokio::time::{Instant, sleep_until};
 use super::catalogue::Catalogue;
 use super::orders::Orders;
 use super::records::Unfoldable;
+use super::sales::Sales;
 use super::store::{self, Model};
 use super::{Seen, Waiting};
 use crate::persistence::{Committed, Journal, Position, ReadError};
@@ -314,34 +315,38 @@ pub(super) enum FoldError {
     NotSerialized(#[from] serde_json::Error),
 }
 
-/// Both models, and how far each is written down.
+/// All models, and how far each is written down.
 pub(super) struct Folds {
     tree: Tree,
     catalogue: Catalogue,
     orders: Orders,
+    sales: Sales,
     position: Position,
     catalogue_written: Position,
     orders_written: Position,
+    sales_written: Position,
 }
 
 impl Folds {
-    pub(super) fn new(tree: Tree, catalogue: Catalogue, orders: Orders) -> Self {
-        let (catalogue_written, orders_written) = (catalogue.loaded_at(), orders.loaded_at());
-        Folds { tree, catalogue, orders, position: catalogue_written.min(orders_written), catalogue_written, orders_written }
+    pub(super) fn new(tree: Tree, catalogue: Catalogue, orders: Orders, sales: Sales) -> Self {
+        let (catalogue_written, orders_written, sales_written) = (catalogue.loaded_at(), orders.loaded_at(), sales.loaded_at());
+        let position = catalogue_written.min(orders_written).min(sales_written);
+        Folds { tree, catalogue, orders, sales, position, catalogue_written, orders_written, sales_written }
     }
 
-    /// What both models contain.
+    /// What all models contain.
     pub(super) fn position(&self) -> Position {
         self.position
     }
 
     fn is_written(&self) -> bool {
-        self.catalogue_written >= self.position && self.orders_written >= self.position
+        self.catalogue_written.min(self.orders_written).min(self.sales_written) >= self.position
     }
 
-    /// Decided by the key alone: most batches of a busy shop are none of our business, and are not even parsed.
+    /// Most batches of a busy shop are none of our business, and are not even parsed.
     fn cares(committed: &Committed) -> bool {
-        Orders::cares(&committed.entity) || Catalogue::cares(&committed.entity)
+        let entity = &committed.entity;
+        Orders::cares(entity) || Catalogue::cares(entity) || (Sales::is_sale(entity) && Sales::cares(committed))
     }
 
     fn pass_to(&mut self, last: Position) {
@@ -368,6 +373,7 @@ impl Folds {
 
         let mut batch = Batch::default();
         let orders_changed = self.orders.write(&mut batch)?;
+        let sales_changed = self.sales.write(&mut batch)?;
         let write = write || failed.is_some() || self.catalogue.unwritten() > UNWRITTEN_MAX;
         if write {
             self.catalogue.write(&self.tree, &mut batch)?;
@@ -378,9 +384,17 @@ impl Folds {
         if (write || orders_changed) && until > self.orders_written {
             store::put_position(&mut batch, Model::Orders, until);
         }
-        if write || orders_changed {
+        if (write || sales_changed) && until > self.sales_written {
+            store::put_position(&mut batch, Model::Sales, until);
+        }
+        if write || orders_changed || sales_changed {
             self.tree.apply_batch(batch)?;
+        }
+        if write || orders_changed {
             self.orders_written = self.orders_written.max(until);
+        }
+        if write || sales_changed {
+            self.sales_written = self.sales_written.max(until);
         }
         if write {
             self.catalogue_written = self.catalogue_written.max(until);
@@ -394,6 +408,10 @@ impl Folds {
         if Orders::cares(&committed.entity) {
             if committed.batch.position > self.orders_written {
                 self.orders.fold(&self.tree, committed)?;
+            }
+        } else if Sales::is_sale(&committed.entity) {
+            if committed.batch.position > self.sales_written {
+                self.sales.fold(&self.tree, committed)?;
             }
         } else if committed.batch.position > self.catalogue_written {
             self.catalogue.fold(committed)?;

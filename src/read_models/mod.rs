@@ -1,7 +1,7 @@
 //! What is looked up: lists and searches that no single entity could answer, built from the journal and from it alone.
 //!
-//! One follower reads every batch of the journal in order and folds it into two models, the catalogue (`catalogue.rs`)
-//! and the order list (`orders.rs`). Each model's position in the journal is stored in the same sled batch as its
+//! One follower reads every batch of the journal in order and folds it into three models, the catalogue (`catalogue.rs`),
+//! the order list (`orders.rs`) and the list of flash sales (`sales.rs`). Each model's position in the journal is stored in the same sled batch as its
 //! content, so that each record counts exactly once, however often the process dies. Deleting the folder is safe: the
 //! next start rebuilds it.
 //!
@@ -16,6 +16,7 @@ mod double;
 mod follower;
 mod orders;
 mod records;
+mod sales;
 mod store;
 #[cfg(test)]
 mod tests;
@@ -35,9 +36,11 @@ use crate::persistence::{Journal, Position};
 use catalogue::{Catalogue, Index};
 use follower::{Folds, Follower, Stop};
 use orders::Orders;
+use sales::Sales;
 
 pub use catalogue::{ProductQuery, ProductSort, ProductSummary, VariantSummary};
 pub use orders::{OrderQuery, OrderSummary, Whose};
+pub use sales::{Drafts, FlashSaleSummary, SaleQuery};
 
 /// Items on a page when the query's limit is 0, and the most that any page has.
 pub const PAGE_ITEMS_DEFAULT: usize = 20;
@@ -119,7 +122,8 @@ impl ReadModels {
         let catalogue = Catalogue::load(&tree)?;
         let orders = Orders::load(&tree)?;
         let index = catalogue.index();
-        let folds = Folds::new(tree.clone(), catalogue, orders);
+        let sales = Sales::load(&tree)?;
+        let folds = Folds::new(tree.clone(), catalogue, orders, sales);
 
         let (reached_sender, reached) = watch::channel(folds.position());
         let (stop, stop_receiver) = watch::channel(Stop::No);
@@ -193,6 +197,12 @@ impl ReadModels {
     pub async fn orders(&self, query: OrderQuery) -> Result<Page<OrderSummary>, ReadModelError> {
         let tree = self.tree.clone();
         self.answer(move || orders::page(&tree, &query)).await
+    }
+
+    /// The flash sales that match, the soonest start first. A status that no sale can have matches none.
+    pub async fn flash_sales(&self, query: SaleQuery) -> Result<Page<FlashSaleSummary>, ReadModelError> {
+        let tree = self.tree.clone();
+        self.answer(move || sales::page(&tree, &query)).await
     }
 
     /// Ends the follower after a last write. What was loaded still answers queries.

@@ -26,6 +26,7 @@ const LOCKED_RETRY: Duration = Duration::from_millis(5);
 const FORMAT_KEY: &[u8] = b"!format";
 const CATALOGUE_POSITION_KEY: &[u8] = b"!position/catalogue";
 const ORDERS_POSITION_KEY: &[u8] = b"!position/orders";
+const SALES_POSITION_KEY: &[u8] = b"!position/flash-sales";
 
 /// The first byte of every key that is not one of the above.
 pub(super) const PRODUCT: u8 = b'p';
@@ -34,12 +35,18 @@ pub(super) const ORDER: u8 = b'o';
 pub(super) const ORDER_BY_USER: u8 = b'u';
 pub(super) const ORDER_BY_SHOP: u8 = b'h';
 pub(super) const ORDER_BY_STATUS: u8 = b't';
+pub(super) const SALE: u8 = b'f';
+pub(super) const SALE_BY_START: u8 = b'b';
+pub(super) const SALE_BY_STATUS: u8 = b'a';
+pub(super) const SALE_BY_SKU: u8 = b'k';
+pub(super) const SALE_BY_SHOP: u8 = b'v';
 
 /// Which model a position is of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Model {
     Catalogue,
     Orders,
+    Sales,
 }
 
 impl Model {
@@ -47,6 +54,7 @@ impl Model {
         match self {
             Model::Catalogue => CATALOGUE_POSITION_KEY,
             Model::Orders => ORDERS_POSITION_KEY,
+            Model::Sales => SALES_POSITION_KEY,
         }
     }
 }
@@ -97,7 +105,10 @@ fn unusable(tree: &Tree, highest: Position) -> Result<Option<&'static str>, Read
         }
         _ => return Ok(Some("they have another format")),
     }
-    let furthest = position(tree, Model::Catalogue)?.max(position(tree, Model::Orders)?);
+    let mut furthest = Position(0);
+    for model in [Model::Catalogue, Model::Orders, Model::Sales] {
+        furthest = furthest.max(position(tree, model)?);
+    }
     Ok((furthest > highest).then_some("they are ahead of the journal, which must have been replaced"))
 }
 

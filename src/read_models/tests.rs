@@ -10,7 +10,7 @@ use super::double::VecJournal;
 use super::*;
 use crate::domain::order::{self, Reason, Status};
 use crate::domain::product::{Content, Variant};
-use crate::domain::{CommandId, Currency, Money, Timestamp, cart, inventory, payment, product};
+use crate::domain::{CommandId, Currency, Money, Timestamp, cart, flash_sale, inventory, payment, product};
 
 const WAIT: Duration = Duration::from_secs(20);
 
@@ -58,6 +58,7 @@ fn placed(user: Option<&str>, quantities: &[u32]) -> order::Event {
         quantity: *quantity,
         unit_price: eur(100),
         total: eur(100 * i64::from(*quantity)),
+        claim: None,
     });
     order::Event::Created {
         id: "ord".into(),
@@ -628,6 +629,7 @@ async fn every_event_of_the_domain_is_known() {
             reserved(1),
             inventory::Event::Released { order: "o".into(), available: 1 },
             inventory::Event::Closed { order: "o".into(), until: at },
+            inventory::Event::Allotted { sale: "f".into(), allotment: inventory::Allotment::default(), on_hand: 1, available: 1 },
             inventory::Event::Decreased { quantity: 1, reason: reason.clone(), order: None, on_hand: 1, available: 1 },
             inventory::Event::Increased { quantity: 1, reason, order: None, until: None, on_hand: 1, available: 1 },
         ],
@@ -955,6 +957,7 @@ async fn no_event_that_the_domain_writes_is_unknown_here() {
         ("order", event_types::<order::Event>()),
         ("product", event_types::<product::Event>()),
         ("inventory", event_types::<inventory::Event>()),
+        ("flash_sale", event_types::<flash_sale::Event>()),
     ];
     for (kind, event_type) in kinds.iter().flat_map(|(kind, types)| types.iter().map(move |event_type| (*kind, event_type))) {
         let folder = tempfile::tempdir().unwrap();
@@ -969,4 +972,156 @@ async fn no_event_that_the_domain_writes_is_unknown_here() {
         models.close().await;
     }
     assert!(kinds.iter().all(|(_, types)| types.len() > 5), "{kinds:?}");
+}
+
+fn sale(sku: &str, shop: &str, starts_at: i64) -> flash_sale::Event {
+    let starts_at = Timestamp::from_millis(starts_at);
+    let terms = flash_sale::Terms {
+        sku: sku.into(),
+        product: "prod_1".into(),
+        shop: Some(shop.into()),
+        title: r#"A thing, "type":"flash_sale.ended""#.into(),
+        price: eur(100),
+        quantity: 10,
+        per_customer_limit: 2,
+        per_address_limit: None,
+        starts_at,
+        ends_at: starts_at.plus_ms(1_000),
+        claim_ms: 1_000,
+        admission_ms: 1_000,
+        grace_ms: 1_000,
+        guests: false,
+    };
+    flash_sale::Event::Created { id: "fs".into(), terms: Box::new(terms) }
+}
+
+fn claimed(claim: u32) -> flash_sale::Event {
+    let owner = order::Owner::Guest { token_sha256: "8a".repeat(32) };
+    flash_sale::Event::Claimed {
+        claim,
+        customer: flash_sale::Customer::of(&owner).unwrap(),
+        quantity: 1,
+        until: Timestamp::from_millis(1),
+        command: 1,
+        address: 0,
+        admits_from_us: None,
+    }
+}
+
+async fn every_sale(models: &ReadModels, query: SaleQuery) -> Vec<(String, flash_sale::Status)> {
+    let (mut all, mut cursor) = (Vec::new(), None);
+    loop {
+        let page = models.flash_sales(SaleQuery { cursor, ..query.clone() }).await.unwrap();
+        all.extend(page.items.into_iter().map(|sale| (sale.id, sale.status)));
+        match page.next_cursor {
+            Some(next) => cursor = Some(next),
+            None => return all,
+        }
+    }
+}
+
+#[tokio::test]
+async fn flash_sales_are_listed_soonest_first_by_sku_shop_and_status_and_drafts_only_to_their_own() {
+    use flash_sale::Event as E;
+    use flash_sale::Status as S;
+    let dir = tempfile::tempdir().unwrap();
+    let journal = Arc::new(VecJournal::new());
+    let command = || CommandId::from("c");
+    let scheduled = || vec![E::Approved { command: command() }, E::Scheduled];
+    journal.put("flash_sale", "fs_late", &[vec![sale("a", "s1", 3_000)], scheduled()].concat());
+    journal.put("flash_sale", "fs_soon", &[vec![sale("b", "s1", 1_000)], scheduled()].concat());
+    journal.put("flash_sale", "fs_draft", &[sale("a", "s1", 500)]);
+    journal.put("flash_sale", "fs_other", &[sale("a", "s2", 2_000)]);
+    let models = caught_up(dir.path(), &journal).await;
+    let at = |id: &str, status| (id.to_owned(), status);
+    let query = || SaleQuery { limit: 1, ..SaleQuery::default() };
+    let (late, soon) = (at("fs_late", S::Scheduled), at("fs_soon", S::Scheduled));
+    let of = |shop: &str| SaleQuery { drafts: Drafts::Shops(shop.into()), ..query() };
+    let table = [
+        (query(), vec![soon.clone(), late.clone()]),
+        (of("s1"), vec![at("fs_draft", S::Draft), soon.clone(), late.clone()]),
+        (of("s2"), vec![soon.clone(), at("fs_other", S::Draft), late.clone()]),
+        (SaleQuery { sku: Some("a".into()), ..of("s1") }, vec![at("fs_draft", S::Draft), late.clone()]),
+        (SaleQuery { shop: Some("s2".into()), ..query() }, vec![]),
+        (SaleQuery { shop: Some("s2".into()), ..of("s2") }, vec![at("fs_other", S::Draft)]),
+        (SaleQuery { status: Some("draft".into()), ..query() }, vec![]),
+        (
+            SaleQuery { status: Some("draft".into()), drafts: Drafts::Everybodys, ..query() },
+            vec![at("fs_draft", S::Draft), at("fs_other", S::Draft)],
+        ),
+        (SaleQuery { status: Some("scheduled".into()), sku: Some("b".into()), ..query() }, vec![soon]),
+        (SaleQuery { status: Some("never".into()), ..query() }, vec![]),
+    ];
+    for (query, expected) in table {
+        assert_eq!(every_sale(&models, query.clone()).await, expected, "{query:?}");
+    }
+
+    // Its life, seen by whoever looks later, also across a restart. Changed terms move it in every list.
+    journal.put("flash_sale", "fs_late", &[E::Started, claimed(0), E::SoldOut]);
+    let moved = match sale("b", "s1", 100) {
+        E::Created { terms, .. } => E::Updated { terms },
+        other => other,
+    };
+    journal.put("flash_sale", "fs_draft", &[moved]);
+    models.abandon().await;
+    drop(models);
+    let models = caught_up(dir.path(), &journal).await;
+    let sold_out = SaleQuery { status: Some("sold_out".into()), ..query() };
+    assert_eq!(every_sale(&models, sold_out.clone()).await, [at("fs_late", S::SoldOut)]);
+    let skus_of_b = SaleQuery { sku: Some("b".into()), ..of("s1") };
+    assert_eq!(every_sale(&models, skus_of_b).await, [at("fs_draft", S::Draft), at("fs_soon", S::Scheduled)]);
+    for (events, status) in [
+        (vec![E::Returned { claim: 0 }], S::Active),
+        (vec![E::Paused], S::Paused),
+        (vec![E::Returned { claim: 0 }, claimed(1)], S::Paused),
+        (vec![claimed(2), E::Resumed], S::Active),
+        (vec![E::Ended], S::Ended),
+    ] {
+        let position = journal.put("flash_sale", "fs_late", &events);
+        assert!(models.reached(position, WAIT).await);
+        let all = every_sale(&models, query()).await;
+        assert!(all.contains(&at("fs_late", status)), "{all:?}");
+        assert!(every_sale(&models, sold_out.clone()).await.is_empty());
+    }
+    let broken = models.flash_sales(SaleQuery { cursor: Some("00".into()), ..query() }).await;
+    assert_eq!(broken, Err(ReadModelError::BadCursor));
+}
+
+#[test]
+fn claims_are_passed_over_unread_and_what_else_happens_to_a_sale_is_not() {
+    use flash_sale::Event as E;
+    let journal = VecJournal::new();
+    let cares = |events: &[E]| {
+        journal.put("flash_sale", "fs_1", events);
+        let committed = journal.newest_batch();
+        sales::Sales::cares(&committed)
+    };
+    assert!(!cares(&[claimed(0), claimed(1), E::Sold { claim: 0 }, E::TicketBack { ticket: 1 }]));
+    assert!(cares(&[claimed(2), E::SoldOut, claimed(3)]));
+    assert!(cares(&[sale("a", "s", 1)]));
+    for odd in [
+        r#"{"events":[{"type": "flash_sale.ended","data":{}}]}"#,
+        r#"{"events":[{"type":"flash_sale.unheard_of","data":{}}]}"#,
+        "not even JSON",
+    ] {
+        journal.put_raw("flash_sale", "fs_2", odd);
+        assert!(sales::Sales::cares(&journal.newest_batch()), "{odd}");
+    }
+}
+
+#[tokio::test]
+async fn what_a_sale_keeps_aside_is_not_available_also_when_that_makes_the_stock_low() {
+    let dir = tempfile::tempdir().unwrap();
+    let journal = shop();
+    let allotted = |available| inventory::Event::Allotted {
+        sale: "fs".into(),
+        allotment: inventory::Allotment::default(),
+        on_hand: 3,
+        available,
+    };
+    let low = inventory::Event::LowStock { available: 0, low_stock_threshold: 1 };
+    journal.put("inventory", "GRD-1", &[allotted(2), allotted(0), low]);
+    let models = caught_up(dir.path(), &journal).await;
+    let grinder = ProductQuery { q: Some("grinder coffee".into()), ..ProductQuery::default() };
+    assert_eq!(every_product(&models, grinder).await[0].variants[0].available, 0);
 }

@@ -20,7 +20,6 @@
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
-use std::io::{self, IsTerminal};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
@@ -29,14 +28,18 @@ use bytes::Bytes;
 use clap::Args;
 use hyper::StatusCode;
 use hyper::header::{AUTHORIZATION, HeaderValue};
-use indicatif::{ProgressBar, ProgressStyle};
 use serde::{Deserialize, Serialize};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 use ulid::Ulid;
 
-use super::latency::{Latency, Summary};
-use crate::integrations::http_client::{Answer, Client, ClientError, IDEMPOTENCY_KEY, Limits, Origin, bearer, percent_encoded};
+use super::answers::{
+    InventoryAnswer, OrderAnswer, POLL_EVERY, RehearseError, Setback, Settlement, checkout_body, expect, is_paid, parse,
+    reason_of, settle, understood,
+};
+use super::latency::Latency;
+use super::report::{Reasons, Step, progress_bar, write_reasons, write_steps};
+use crate::integrations::http_client::{Client, IDEMPOTENCY_KEY, Limits, Origin, bearer, percent_encoded};
 
 /// Orders whose history is read at the end.
 pub const HISTORIES_MAX: usize = 1000;
@@ -46,11 +49,6 @@ const CATALOGUE_PAGES_MAX: usize = 5;
 const HISTORY_PAGES_MAX: usize = 10;
 /// Purchases whose outcome a buyer remembers as unknown; a service that loses more than these has failed anyway.
 const UNKNOWN_MAX: usize = 1000;
-/// Different reasons that are told apart; more are counted as one.
-const REASONS_MAX: usize = 50;
-/// How often an order that is not settled yet (202) is looked at, at most.
-const POLLS_MAX: u32 = 40;
-const POLL_EVERY: Duration = Duration::from_millis(250);
 /// A pause after a failure, so that a service that is down is not asked a thousand times a second.
 const PAUSE_FIRST: Duration = Duration::from_millis(10);
 const PAUSE_MAX: Duration = Duration::from_secs(1);
@@ -116,18 +114,6 @@ pub struct CheckoutArgs {
     pub json: bool,
 }
 
-#[derive(Debug, thiserror::Error)]
-pub enum RehearseError {
-    #[error(transparent)]
-    Client(#[from] ClientError),
-    #[error("{what}: {reason}")]
-    Refused { what: String, reason: String },
-    #[error("{what}: the answer was not understood: {reason}")]
-    NotUnderstood { what: String, reason: String },
-    #[error("the catalogue has nothing in stock; name a --sku, or import products first")]
-    NothingToBuy,
-}
-
 // ---- The report
 
 #[derive(Debug, Clone, Serialize)]
@@ -147,13 +133,6 @@ pub struct Report {
     pub unknown: u64,
     /// `None` without an admin's token.
     pub books: Option<Books>,
-}
-
-#[derive(Debug, Clone, Serialize)]
-pub struct Step {
-    pub name: &'static str,
-    #[serde(flatten)]
-    pub took: Summary,
 }
 
 #[derive(Debug, Clone, Default, Serialize)]
@@ -192,20 +171,9 @@ impl fmt::Display for Report {
             "{} orders paid in {:.1} s by {} buyers of {} skus: {:.1} orders/s\n",
             self.orders_paid, self.seconds, self.buyers, self.skus, self.orders_per_second
         )?;
-        writeln!(f, "{:<14} {:>9} {:>10} {:>10} {:>10} {:>10}", "", "count", "p50 ms", "p95 ms", "p99 ms", "max ms")?;
-        for Step { name, took } in &self.steps {
-            write!(f, "{name:<14} {:>9}", took.count)?;
-            for us in [took.p50_us, took.p95_us, took.p99_us, took.max_us] {
-                write!(f, " {:>10.2}", us as f64 / 1000.0)?;
-            }
-            writeln!(f)?;
-        }
-        for (what, reasons) in [("Refusals", &self.refusals), ("Errors", &self.errors)] {
-            if !reasons.is_empty() {
-                writeln!(f, "\n{what}:")?;
-                reasons.iter().try_for_each(|(reason, count)| writeln!(f, "{count:>9}  {reason}"))?;
-            }
-        }
+        write_steps(f, &self.steps)?;
+        write_reasons(f, "Refusals", &self.refusals)?;
+        write_reasons(f, "Errors", &self.errors)?;
         if self.unknown > 0 {
             writeln!(f, "\n{} checkouts have an unknown outcome", self.unknown)?;
         }
@@ -252,37 +220,6 @@ struct CartAnswer<'a> {
 }
 
 #[derive(Deserialize)]
-struct OrderAnswer<'a> {
-    #[serde(borrow)]
-    id: Cow<'a, str>,
-    #[serde(borrow)]
-    status: Cow<'a, str>,
-    #[serde(borrow, default)]
-    lines: Vec<LineAnswer<'a>>,
-}
-
-#[derive(Deserialize)]
-struct LineAnswer<'a> {
-    #[serde(borrow)]
-    sku: Cow<'a, str>,
-    quantity: i64,
-}
-
-#[derive(Deserialize)]
-struct InventoryAnswer {
-    available: i64,
-    reserved: i64,
-    #[serde(default)]
-    held: i64,
-}
-
-impl InventoryAnswer {
-    fn units(&self) -> i64 {
-        self.available + self.reserved + self.held
-    }
-}
-
-#[derive(Deserialize)]
 struct Page<T> {
     items: Vec<T>,
     next_cursor: Option<String>,
@@ -305,27 +242,6 @@ struct VariantItem {
 struct HistoryItem {
     #[serde(rename = "type")]
     event: String,
-}
-
-fn understood<'a, T: Deserialize<'a>>(what: &str, answer: &'a Answer) -> Result<T, RehearseError> {
-    if !answer.status.is_success() {
-        return Err(RehearseError::Refused { what: what.to_owned(), reason: reason_of(answer) });
-    }
-    serde_json::from_slice(&answer.body)
-        .map_err(|error| RehearseError::NotUnderstood { what: what.to_owned(), reason: error.to_string() })
-}
-
-/// The status and the title of the problem, which is the same for all problems of a kind and so can be counted.
-fn reason_of(answer: &Answer) -> String {
-    #[derive(Deserialize)]
-    struct Problem<'a> {
-        #[serde(borrow)]
-        title: Option<Cow<'a, str>>,
-    }
-    match serde_json::from_slice::<Problem<'_>>(&answer.body) {
-        Ok(Problem { title: Some(title) }) => format!("{}: {title}", answer.status.as_u16()),
-        _ => answer.status.to_string(),
-    }
 }
 
 // ---- The buyers
@@ -370,23 +286,6 @@ struct Unknown {
     key: HeaderValue,
 }
 
-#[derive(Default)]
-struct Reasons(BTreeMap<String, u64>);
-
-impl Reasons {
-    fn add(&mut self, reason: String, count: u64) {
-        let reason = match self.0.len() < REASONS_MAX || self.0.contains_key(&reason) {
-            true => reason,
-            false => "other reasons".to_owned(),
-        };
-        *self.0.entry(reason).or_default() += count;
-    }
-
-    fn merge(&mut self, other: Reasons) {
-        other.0.into_iter().for_each(|(reason, count)| self.add(reason, count));
-    }
-}
-
 /// Some of a buyer's paid orders, evenly spread, however many there will be: when it is full, every second one is
 /// dropped and from then on only every second one is taken.
 struct Sample {
@@ -428,12 +327,6 @@ struct Buyer {
     purchases: u64,
     next_ware: usize,
     purse: Purse,
-}
-
-/// Why a purchase came to nothing.
-enum Setback {
-    Refused { reason: String, wait: Option<Duration> },
-    Failed(String),
 }
 
 impl Buyer {
@@ -558,16 +451,6 @@ impl Buyer {
     }
 }
 
-enum Settlement {
-    Paid { order: String, lines: Vec<(String, i64)> },
-    NotPaid { status: String },
-    Unknown { reason: String },
-}
-
-fn is_paid(status: &str) -> bool {
-    matches!(status, "paid" | "shipped" | "delivered")
-}
-
 async fn ask_again(client: &mut Client, unknown: &Unknown, body: &Bytes, deadline: Instant) -> Settlement {
     let headers = [(AUTHORIZATION, unknown.bearer.clone()), (IDEMPOTENCY_KEY, unknown.key.clone())];
     let mut pause = PAUSE_FIRST;
@@ -588,87 +471,29 @@ async fn ask_again(client: &mut Client, unknown: &Unknown, body: &Bytes, deadlin
     }
 }
 
-/// Follows an order, from the answer to its checkout, until it is paid or never will be.
-async fn settle(
-    client: &mut Client,
-    answer: &Answer,
-    authorization: &(hyper::header::HeaderName, HeaderValue),
-    deadline: Instant,
-) -> Settlement {
-    let location = answer.header("location").and_then(path_of).map(str::to_owned);
-    let mut body = answer.body.clone();
-    for _ in 0..POLLS_MAX {
-        let order = serde_json::from_slice::<OrderAnswer<'_>>(&body);
-        let path = match (&order, &location) {
-            (Ok(order), _) if is_paid(&order.status) => {
-                let lines = order.lines.iter().map(|line| (line.sku.clone().into_owned(), line.quantity)).collect();
-                return Settlement::Paid { order: order.id.clone().into_owned(), lines };
-            }
-            (Ok(order), _) if !matches!(&*order.status, "pending" | "reserved") => {
-                return Settlement::NotPaid { status: order.status.clone().into_owned() };
-            }
-            (_, Some(location)) => Cow::Borrowed(location.as_str()),
-            (Ok(order), None) => Cow::Owned(format!("/api/orders/{}", order.id)),
-            (Err(error), None) => return Settlement::Unknown { reason: format!("the order was not understood: {error}") },
-        };
-        if Instant::now() + POLL_EVERY > deadline {
-            break;
-        }
-        sleep(POLL_EVERY.mul_f64(0.75 + fastrand::f64() / 2.0)).await;
-        match client.get(&path, std::slice::from_ref(authorization)).await {
-            Ok(answer) if answer.status.is_success() => body = answer.body,
-            Ok(_) | Err(_) => {}
-        }
-    }
-    Settlement::Unknown { reason: "the order did not settle in time".to_owned() }
-}
-
-/// The path of a `Location`, which may be a whole URL: an order is read from where it was placed.
-fn path_of(location: &str) -> Option<&str> {
-    match location.split_once("://") {
-        Some((_, rest)) => rest.find('/').map(|start| &rest[start..]),
-        None => location.starts_with('/').then_some(location),
-    }
-}
-
-fn expect(step: &str, answer: Result<Answer, ClientError>, wanted: &[StatusCode]) -> Result<Answer, Setback> {
-    match answer {
-        Ok(answer) if wanted.contains(&answer.status) => Ok(answer),
-        Ok(answer) if answer.status == StatusCode::INTERNAL_SERVER_ERROR => {
-            Err(Setback::Failed(format!("{step}: {}", reason_of(&answer))))
-        }
-        Ok(answer) => Err(Setback::Refused { reason: format!("{step}: {}", reason_of(&answer)), wait: answer.retry_after() }),
-        Err(error) => Err(Setback::Failed(format!("{step}: {error}"))),
-    }
-}
-
-fn parse<'a, T: Deserialize<'a>>(step: &str, answer: &'a Answer) -> Result<T, Setback> {
-    serde_json::from_slice(&answer.body).map_err(|error| Setback::Failed(format!("{step}: not understood: {error}")))
-}
-
 // ---- The auditor
 
 /// Reads and corrects the stock, and judges in the end. Has a connection of its own, with the admin's token.
-struct Auditor {
-    client: Client,
-    run: Ulid,
-    settle_within: Duration,
+pub(super) struct Auditor {
+    pub client: Client,
+    pub run: Ulid,
+    pub settle_within: Duration,
 }
 
 /// A sku's stock before the rush.
-struct Opening {
-    before: i64,
-    added: i64,
+pub(super) struct Opening {
+    pub before: i64,
+    pub added: i64,
 }
 
 impl Auditor {
-    async fn inventory(&mut self, sku: &str) -> Result<InventoryAnswer, RehearseError> {
+    pub async fn inventory(&mut self, sku: &str) -> Result<InventoryAnswer, RehearseError> {
         let answer = self.client.get(&format!("/api/inventory/{}", percent_encoded(sku)), &[]).await?;
         understood(&format!("the stock of {sku}"), &answer)
     }
 
     /// Makes sure that at least `stock` units of a sku are available.
-    async fn open(&mut self, sku: &str, stock: u32) -> Result<Opening, RehearseError> {
+    pub async fn open(&mut self, sku: &str, stock: u32) -> Result<Opening, RehearseError> {
         let item = self.inventory(sku).await?;
         let added = (i64::from(stock) - item.available).max(0);
         if added > 0 {
@@ -856,13 +681,7 @@ async fn rush(args: &CheckoutArgs, stage: &Arc<Stage>, origin: &Origin, limits: 
         });
     }
 
-    let bar = match !args.json && io::stderr().is_terminal() {
-        true => ProgressBar::new(args.seconds),
-        false => ProgressBar::hidden(),
-    };
-    if let Ok(style) = ProgressStyle::with_template("{wide_bar} {pos}/{len} s  {msg}") {
-        bar.set_style(style);
-    }
+    let bar = progress_bar(args.seconds, args.json, "s");
     let began = Instant::now();
     let mut buyers = Vec::with_capacity(args.buyers as usize);
     let mut tick = tokio::time::interval(Duration::from_millis(500));
@@ -909,7 +728,7 @@ fn spread(orders: &[String], most: usize) -> Vec<String> {
     (0..taken).map(|index| orders[index * orders.len() / taken].clone()).collect()
 }
 
-async fn skus_in_stock(client: &mut Client) -> Result<Vec<String>, RehearseError> {
+pub(super) async fn skus_in_stock(client: &mut Client) -> Result<Vec<String>, RehearseError> {
     let (mut skus, mut path) = (Vec::new(), "/api/products?limit=100&in_stock=true".to_owned());
     for _ in 0..CATALOGUE_PAGES_MAX {
         let answer = client.get(&path, &[]).await?;
@@ -928,19 +747,4 @@ async fn skus_in_stock(client: &mut Client) -> Result<Vec<String>, RehearseError
         true => Err(RehearseError::NothingToBuy),
         false => Ok(skus),
     }
-}
-
-fn checkout_body() -> Bytes {
-    let body = serde_json::json!({
-        "payment": { "provider": "sandbox", "token": "tok_ok" },
-        "shipping_address": {
-            "name": "Robin Rehearsal",
-            "line1": "1 Test Street",
-            "city": "Berlin",
-            "postal_code": "10115",
-            "country": "DE",
-        },
-        "email": "rehearsal@souk.test",
-    });
-    body.to_string().into()
 }

@@ -231,6 +231,11 @@ impl Registrar {
         }
     }
 
+    /// An entity's own history.
+    pub async fn records(&self, kind: &str, id: &str) -> Vec<Record> {
+        records(self.inspect(kind, id).await)
+    }
+
     async fn inspect(&self, kind: &str, id: &str) -> Option<Value> {
         self.get(&format!("/api/cluster/entities/{kind}/{id}"), &self.operator).await
     }

@@ -21,6 +21,8 @@ mod faults;
 #[allow(dead_code)]
 mod haproxy;
 mod history;
+#[path = "../support/sale.rs"]
+mod life;
 mod linearizable;
 mod live_push;
 #[path = "../support/nats.rs"]
@@ -32,6 +34,7 @@ mod one_node;
 mod proxy;
 #[path = "../support/purchase.rs"]
 mod purchase;
+mod sale;
 mod stock;
 mod subscriber;
 mod three_nodes;

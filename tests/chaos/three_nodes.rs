@@ -158,6 +158,12 @@ impl ThreeNodes {
         self.nodes[node].take().unwrap().kill();
     }
 
+    /// Starts those that were killed.
+    pub fn start_missing(&mut self) {
+        let missing: Vec<usize> = (0..NODES).filter(|node| self.nodes[*node].is_none()).collect();
+        missing.into_iter().for_each(|node| self.start_node(node));
+    }
+
     /// Leaves nothing in its folder but its log, as on a new machine.
     fn forget(&self, node: usize) {
         for entry in fs::read_dir(self.data(node)).unwrap() {

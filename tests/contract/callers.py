@@ -6,6 +6,7 @@ valid id in its path is replaced by that of a thing that is really there and bel
 is changed, and no answer is looked at here.
 """
 
+import datetime
 import itertools
 import json
 import os
@@ -104,6 +105,26 @@ def new_order():
     return {"id": order["id"], "kind": "order", "token": token or order["token"]}
 
 
+def new_draft():
+    token = OPERATOR if CALLER in ("nobody", "guest", "customer") else caller()
+    sku = new_product(token)["sku"]
+    now = datetime.datetime.now(datetime.timezone.utc)
+    sale = ask("POST", "/api/flash-sales", {
+        "sku": sku, "price": {"amount": 990, "currency": "EUR"}, "quantity": 500, "per_customer_limit": 300,
+        "starts_at": now.isoformat(), "ends_at": (now + datetime.timedelta(hours=1)).isoformat(), "guests": True,
+    }, token)
+    return {"id": sale["id"], "token": token}
+
+
+def new_sale():
+    """A sale that is on, with a claim of the caller."""
+    sale = new_draft()["id"]
+    ask("POST", f"/api/flash-sales/{sale}/approve", None, OPERATOR)
+    token = caller()
+    claim = ask("POST", f"/api/flash-sales/{sale}/claims", {"quantity": 2}, token)
+    return {"id": sale, "claim": claim["id"], "token": token or claim["token"]}
+
+
 def new_session():
     token = new_account()["token"]
     sessions = ask("GET", "/api/users/me/sessions", None, token)
@@ -131,19 +152,28 @@ owners = Things(new_account, 200)
 mortals = Things(new_account, 2)
 MORTAL = ("/api/users/me", "/api/sessions")
 goods = Things(new_product)
+sales, drafts = Things(new_sale), Things(new_draft)
+# What runs a sale; the first that fits counts.
+RUN = [
+    ("/api/flash-sales/{id}/approve", Things(new_draft, 1)),
+    ("/api/flash-sales/{id}/", sales),
+    ("/api/flash-sales/{id}", drafts),
+]
 ALL_HAVE = [
+    ("/api/flash-sales/{id}", sales),
     ("/api/carts/{id}", Things(new_cart)),
     ("/api/orders/{id}", Things(new_order)),
     ("/api/users/me/sessions/{id}", Things(new_session, 2)),
     ("/api/users/me/keys/{id}", Things(new_key, 2)),
 ]
 OWN = {
-    "guest": [("/api/carts/{id}", Things(new_cart)), ("/api/orders/{id}", Things(new_order))],
+    "guest": [("/api/carts/{id}", Things(new_cart)), ("/api/orders/{id}", Things(new_order)), ("/api/flash-sales/{id}", sales)],
     "customer": ALL_HAVE,
     "vendor": [
         ("/api/products/{id}", Things(own_product)),
         ("/api/inventory/{sku}", Things(own_product)),
         ("/api/shops/{id}", Things(new_shop)),
+        *RUN,
         *ALL_HAVE,
     ],
     "admin": [
@@ -151,6 +181,7 @@ OWN = {
         ("/api/inventory/{sku}", Things(own_product)),
         ("/api/cluster/entities/{kind}/{id}", Things(new_order)),
         ("/api/users/{id}", Things(another_account)),
+        *RUN,
         *ALL_HAVE,
     ],
 }

@@ -163,6 +163,7 @@ async fn every_route_of_the_contract_lets_in_whom_the_table_says_and_nobody_else
                 .replace("/carts/{id}", "/carts/cart_01ARZ3NDEKTSV4RRFFQ69G5FAV")
                 .replace("/orders/{id}", "/orders/ord_01ARZ3NDEKTSV4RRFFQ69G5FAV")
                 .replace("/products/{id}", "/products/prod_01ARZ3NDEKTSV4RRFFQ69G5FAV")
+                .replace("/flash-sales/{id}", "/flash-sales/fs_01ARZ3NDEKTSV4RRFFQ69G5FAV")
                 .replace(['{', '}'], "x");
             for (who, token, ranks) in callers {
                 // These would end what the others ask with.

@@ -32,6 +32,7 @@ async fn whoever_asks_too_much_is_refused_until_later_and_nobody_else_is() {
         "--limit-reads=1/h:3",
         "--limit-writes=1/h:2",
         "--limit-checkout=1/h:1",
+        "--limit-claims=1/h:1",
         "--limit-login=1/h:1",
         "--limit-operator=1/h:5",
     ])
@@ -57,6 +58,9 @@ async fn whoever_asks_too_much_is_refused_until_later_and_nobody_else_is() {
     assert_eq!(souk.check_out(&cart, "tok_ok").await.header("ratelimit-limit"), Some("1"));
     refused(souk.check_out(&cart, "tok_ok").await, "checkout");
     refused(souk.post("/api/orders", json!({})).send().await, "checkout");
+    let claim = || souk.post("/api/flash-sales/fs_01ARZ3NDEKTSV4RRFFQ69G5FAV/claims", json!({ "quantity": 1 })).send();
+    assert_eq!(claim().await.header("ratelimit-limit"), Some("1"));
+    refused(claim().await, "claims");
 
     // What is no route, or no request to a handler, or asked by a load balancer, is not limited.
     for path in ["/health/live", "/health/ready", "/metrics", "/metrics", "/metrics"] {

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Map, Value, json};
 
 use crate::client::Call;
+use crate::flash_sales;
 use crate::server::{ADMIN, Cart, PASSWORD, Souk, name, product_body, purchase, text};
 
 const KIB: usize = 1024;
@@ -368,6 +369,16 @@ async fn no_body_makes_the_server_fail_or_hang_up() {
         ("POST", "/api/sessions", json!({ "email": "fuzz@souk.test", "password": PASSWORD })),
         ("DELETE", "/api/sessions", json!({})),
         ("POST", "/api/sessions/refresh", json!({ "refresh_token": "rt_a.b.c.d" })),
+        ("POST", "/api/flash-sales", flash_sales::whole_terms(&sku)),
+        ("PATCH", "/api/flash-sales/{id}", json!({ "admissions_per_second": 10, "challenge_bits": 0 })),
+        ("POST", "/api/flash-sales/{id}/approve", json!({})),
+        ("POST", "/api/flash-sales/{id}/pause", json!({})),
+        ("POST", "/api/flash-sales/{id}/resume", json!({})),
+        ("POST", "/api/flash-sales/{id}/cancel", json!({ "reason": "r" })),
+        ("POST", "/api/flash-sales/{id}/claims", json!({ "quantity": 1, "proof": { "challenge": "c", "nonce": "n" } })),
+        ("DELETE", "/api/flash-sales/{id}/claims/{claim}", json!({})),
+        ("DELETE", "/api/flash-sales/{id}/ticket", json!({})),
+        ("POST", "/api/flash-sales/{id}/reminder", json!({})),
         ("POST", "/api/shops", json!({ "name": "Fuzz", "description": "Things." })),
         ("PATCH", "/api/shops/{id}", json!({ "name": "Fuzz" })),
     ];
@@ -380,10 +391,12 @@ async fn no_body_makes_the_server_fail_or_hang_up() {
     let (mut accepted, mut refused) = (0, 0);
     let mut cart: Cart = souk.cart_with(&sku, 1).await;
     let mut me = souk.account().await;
+    let mut sale = flash_sales::open_to_all(&souk, &sku).await;
     for round in 0..ROUNDS {
         if round % 10 == 0 {
             cart = souk.cart_with(&sku, 1).await;
             me = souk.account().await;
+            sale = flash_sales::open_to_all(&souk, &sku).await;
         }
         for (method, pattern, template) in &templates {
             let (id, token) = match *pattern {
@@ -391,11 +404,16 @@ async fn no_body_makes_the_server_fail_or_hang_up() {
                 pattern if pattern.starts_with("/api/orders/") => (&order, ADMIN.as_str()),
                 "/api/orders" => (&order, "nobody"),
                 "/api/users" | "/api/sessions" | "/api/sessions/refresh" if *method == "POST" => (&order, "nobody"),
+                pattern if ["/claims", "/ticket", "/reminder"].iter().any(|own| pattern.contains(own)) => {
+                    (&sale, me.token.as_str())
+                }
+                pattern if pattern.starts_with("/api/flash-sales") => (&sale, ADMIN.as_str()),
                 pattern if pattern.starts_with("/api/users/{id}") => (&me.id, ADMIN.as_str()),
                 pattern if pattern.starts_with("/api/users") || pattern.starts_with("/api/s") => (&me.id, me.token.as_str()),
                 _ => (&product, ADMIN.as_str()),
             };
             let path = pattern.replace("{id}", id).replace("{sku}", &sku).replace("{kind}", "order").replace("{role}", "admin");
+            let path = path.replace("{claim}", &souk::domain::ids::claim(&sale, 0));
             let mut call = souk.call(method, &path).bearer(token).body(body(template, &mut random));
             if random.u32(0..6) == 0 {
                 call = call.key(["k", "k2", "\u{e9}", &"k".repeat(300)][random.usize(0..4)]);

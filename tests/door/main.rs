@@ -8,6 +8,7 @@
 mod accounts;
 mod client;
 mod errors;
+mod flash_sales;
 mod gateway;
 mod hostile;
 mod idempotency;

@@ -4,9 +4,9 @@ use std::collections::BTreeSet;
 
 use serde_json::{Value, json};
 
-use crate::accounts;
 use crate::client::{Answer, Call};
 use crate::server::{ADMIN, Souk, name, product_body, purchase, text};
+use crate::{accounts, flash_sales};
 
 /// Which routes were walked.
 #[derive(Default)]
@@ -58,7 +58,7 @@ async fn each_route_answers_as_documented() {
 
     let item = format!("/api/inventory/{sku}");
     let stock = walk.take("/api/inventory/{sku}", souk.get(&item), 200).await;
-    let wanted = "sku product_id on_hand reserved held available low_stock_threshold";
+    let wanted = "sku product_id on_hand reserved held allotted available low_stock_threshold";
     assert_eq!(members(&stock.json()), wanted.split(' ').collect());
     let threshold = souk.patch(&item, json!({ "low_stock_threshold": 3 })).bearer(&ADMIN);
     let threshold = walk.take("/api/inventory/{sku}", threshold, 200).await;
@@ -163,6 +163,7 @@ async fn each_route_answers_as_documented() {
     assert!(head.contains("x-request-id: ") && head.contains("cache-control: no-store"), "{head}");
 
     accounts::walk(&souk, &mut walk, &sku).await;
+    flash_sales::walk(&souk, &mut walk).await;
 
     let gone = walk.take("/api/products/{id}", souk.delete(&path).bearer(&ADMIN), 204).await;
     assert!(gone.position() > changed.position());

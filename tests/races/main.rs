@@ -1,7 +1,7 @@
 //! Races, each made to happen: the real kinds on the real runtime over the real journal, in process.
 //!
 //! `shop` is the fixture, `bank` a payment provider that is unreliable on command. `stock`, `carts`,
-//! `payments` and `accounts` hold the races; `saga` runs whole purchases with a fault at each write.
+//! `payments`, `sales` and `accounts` hold the races; `saga` runs whole purchases with a fault at each write.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod accounts;
@@ -18,5 +18,9 @@ mod faulty;
 mod ledger;
 mod payments;
 mod saga;
+#[path = "../support/sale.rs"]
+#[allow(dead_code, reason = "what was granted is compared elsewhere")]
+mod sale;
+mod sales;
 mod shop;
 mod stock;

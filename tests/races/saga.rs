@@ -12,11 +12,12 @@ use std::time::{Duration, Instant};
 
 use souk::actors::{AskError, Config};
 use souk::domain::order::{Reason, Status};
-use souk::domain::{Cart, Entity, Inventory, Order, cart, inventory, order, payment};
+use souk::domain::{Cart, Entity, FlashSale, Inventory, Order, cart, flash_sale, inventory, order, payment};
 use souk::persistence::Journal;
 use tokio::sync::Notify;
 
 use crate::faulty;
+use crate::sales;
 use crate::shop::{DEADLINE, PRODUCT, Shop, checkout, guest, offer};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,6 +41,10 @@ enum Story {
     /// One of the two things is taken off sale before the checkout.
     Short,
     CancelledAfterPaid,
+    /// Claimed in a flash sale, and paid there.
+    ClaimPaid,
+    /// Claimed and declined: the unit is the next one's, who gives it up.
+    ClaimDeclined,
 }
 
 const STOCK_A: u32 = 5;
@@ -153,8 +158,53 @@ impl Saga {
         }
     }
 
+    /// Lives through a sale of one unit that two want.
+    async fn claim(&mut self, story: Story, name: &str, plan: impl FnMut(usize) -> Option<Fault> + Send + 'static) {
+        let a = format!("a_{name}");
+        let [sale, order] = ["fs", "ord"].map(|kind| sales::id(kind, name.parse().unwrap()));
+        self.shop.faulty.heal();
+        self.shop.stock(&a, STOCK_A).await;
+        self.stock.push((a.clone(), STOCK_A));
+        self.follow(plan);
+
+        let terms = sales::terms(&a, 1, self.shop.runtime.now());
+        let create = flash_sale::Command::Create { terms: Box::new(terms) };
+        assert_eq!(self.ask_twice::<FlashSale>(&sale, "create", create).await, Ok(flash_sale::Reply::Created));
+        let approved = self.ask_twice::<FlashSale>(&sale, "approve", flash_sale::Command::Approve).await;
+        assert_eq!(approved, Ok(flash_sale::Reply::Scheduled));
+        let claimed = self.ask_twice::<FlashSale>(&sale, "first", sales::claim(1)).await;
+        assert!(matches!(claimed, Ok(flash_sale::Reply::Claimed { claim: 0, quantity: 1, .. })), "{claimed:?}");
+        let queued = self.ask_twice::<FlashSale>(&sale, "second", sales::claim(2)).await;
+        assert_eq!(queued, Ok(flash_sale::Reply::Queued { ticket: 0, ahead: 0, wait_ms: None }));
+        let token = if story == Story::ClaimPaid { "tok_ok" } else { "tok_declined" };
+        let place = order::Command::Place { draft: sales::draft(&a, &sale, 0, 1, token) };
+        let concluded = self.ask_twice::<Order>(&order, "place", place).await;
+        let Ok(order::Reply::Concluded(outcome)) = concluded else { panic!("{concluded:?}") };
+        let (status, sold) = match story {
+            Story::ClaimPaid => (Status::Paid, 1),
+            _ => (Status::PaymentFailed, 0),
+        };
+        assert_eq!(outcome.status, status);
+        if story == Story::ClaimDeclined {
+            let taken_up = self.ask_twice::<FlashSale>(&sale, "their turn", sales::claim(2)).await;
+            assert!(matches!(taken_up, Ok(flash_sale::Reply::Claimed { claim: 1, quantity: 1, .. })), "{taken_up:?}");
+            let give_up = flash_sale::Command::GiveUp { customer: sales::customer(2), claim: 1 };
+            assert_eq!(self.ask_twice::<FlashSale>(&sale, "give up", give_up).await, Ok(flash_sale::Reply::GivenUp));
+        }
+        let cancel = flash_sale::Command::Cancel { reason: "over".into() };
+        assert_eq!(self.ask_twice::<FlashSale>(&sale, "cancel", cancel).await, Ok(flash_sale::Reply::Cancelled));
+        self.rest().await;
+        let books = self.shop.books().await;
+        let stock: Vec<(&str, u32)> = self.stock.iter().map(|(sku, units)| (sku.as_str(), *units)).collect();
+        books.assert_balanced(&stock);
+        assert_eq!((books.items[&a].on_hand, books.items[&a].allotted, books.sales[&sale].book.sold), (STOCK_A - sold, 0, sold));
+    }
+
     /// Lives through the story under this name and checks how it ended.
     async fn live_through(&mut self, story: Story, name: &str, plan: impl FnMut(usize) -> Option<Fault> + Send + 'static) {
+        if matches!(story, Story::ClaimPaid | Story::ClaimDeclined) {
+            return self.claim(story, name, plan).await;
+        }
         let [a, b, cart, order] = ["a", "b", "cart", "ord"].map(|what| format!("{what}_{name}"));
         self.shop.faulty.heal();
         self.shop.stock(&a, STOCK_A).await;
@@ -184,6 +234,7 @@ impl Saga {
                 let Some(Reason::OutOfStock { short }) = outcome.reason else { panic!("{outcome:?}") };
                 assert_eq!(short.iter().map(|short| &short.sku).collect::<Vec<_>>(), [&b]);
             }
+            Story::ClaimPaid | Story::ClaimDeclined => unreachable!("told elsewhere"),
         }
         if story == Story::CancelledAfterPaid {
             let cancel = order::Command::Cancel { reason: "changed my mind".into() };
@@ -207,6 +258,7 @@ impl Saga {
             Story::Declined => (Status::PaymentFailed, Some(payment::Phase::Declined), (STOCK_A, STOCK_B)),
             Story::Short => (Status::Cancelled, None, (STOCK_A, STOCK_B)),
             Story::CancelledAfterPaid => (Status::Refunded, Some(payment::Phase::Refunded), (STOCK_A, STOCK_B)),
+            Story::ClaimPaid | Story::ClaimDeclined => unreachable!("told elsewhere"),
         };
         assert_eq!((books.orders[order].status, payment, on_hand), expected);
         match story {
@@ -221,6 +273,7 @@ impl Saga {
                 assert_eq!((is_open, in_cart(a), in_cart(b)), (true, Some(2), None));
                 assert_eq!((held(a), held(b)), (Some(2), None));
             }
+            Story::ClaimPaid | Story::ClaimDeclined => {}
         }
     }
 }
@@ -270,7 +323,18 @@ async fn a_cancelled_purchase_is_refunded_and_restocked_whatever_fault_comes_at_
     survives_every_fault_at_every_write(Story::CancelledAfterPaid).await;
 }
 
-const STORIES: [Story; 4] = [Story::Paid, Story::Declined, Story::Short, Story::CancelledAfterPaid];
+#[tokio::test(flavor = "multi_thread")]
+async fn a_claim_that_is_paid_survives_every_fault_at_every_write() {
+    survives_every_fault_at_every_write(Story::ClaimPaid).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_claim_that_is_declined_is_the_next_one_s_whatever_fault_comes_at_whatever_write() {
+    survives_every_fault_at_every_write(Story::ClaimDeclined).await;
+}
+
+const STORIES: [Story; 6] =
+    [Story::Paid, Story::Declined, Story::Short, Story::CancelledAfterPaid, Story::ClaimPaid, Story::ClaimDeclined];
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_step_that_is_run_twice_has_one_effect() {

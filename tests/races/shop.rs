@@ -93,6 +93,7 @@ pub fn checkout(order: &str, token: &str, skus: &[&str]) -> cart::Command {
         contact: Contact::Plain { email: Some("ada@souk.test".into()), shipping_address: address() },
         expected_total: None,
         prices: skus.iter().map(|sku| ((*sku).to_owned(), eur(PRICE))).collect(),
+        claimed: None,
     }
 }
 
@@ -106,6 +107,7 @@ pub fn draft(lines: &[(&str, u32)], token: &str) -> Draft {
         quantity: *quantity,
         unit_price: eur(PRICE),
         total: eur(PRICE * i64::from(*quantity)),
+        claim: None,
     };
     let units: u32 = lines.iter().map(|(_, quantity)| quantity).sum();
     Draft {

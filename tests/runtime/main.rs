@@ -4,5 +4,6 @@
 
 mod faulty;
 mod neighbours;
+mod notices;
 mod promises;
 mod tally;

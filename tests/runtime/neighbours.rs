@@ -321,6 +321,29 @@ async fn under_a_new_tenure_what_was_in_memory_before_is_compared_with_the_journ
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_stands_at_the_door_counts_within_the_lease_and_the_tenure_in_which_it_was_put_up() {
+    let take = |number| Command::Take { from: "giver".into(), number, amount: 1 };
+    for under_a_new_tenure in [false, true] {
+        let house = House::new().await;
+        house.a.ask("t", Command::Close).await.unwrap();
+        until("strangers are told at the door", || async {
+            assert_eq!(house.a.ask("t", take(1)).await, Err(AskError::Rejected(Refused)));
+            house.a.runtime.counters().turned_away.get() > 0
+        })
+        .await;
+        assert_eq!(house.b.ask("t", take(1)).await, Err(AskError::Rejected(Refused)), "from there too");
+        // The other takes over and opens it, and this one was not told.
+        house.b.belief.owners.lock().unwrap().insert("t".into(), "b");
+        house.b.ask("t", Command::Open).await.unwrap();
+        match under_a_new_tenure {
+            true => drop(house.a.belief.tenure.fetch_add(1, Ordering::SeqCst)),
+            false => house.a.has_lease(false),
+        }
+        assert_eq!(house.a.ask("t", take(1)).await, Ok(1));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_answer_that_is_lost_is_asked_for_again_and_the_command_has_one_effect() {
     let house = House::new().await;
     house.b.belief.lose_answers.store(3, Ordering::SeqCst);

@@ -7,11 +7,11 @@ use std::time::{Duration, Instant};
 use souk::actors::gate::Bounds;
 use souk::actors::{AskError, Caller, Config, Failure, Runtime};
 use souk::domain::{CommandId, SagaEnding};
-use souk::persistence::{Embedded, Journal, Options, Snapshots};
+use souk::persistence::{Embedded, EntityKey, Journal, Options, Snapshots};
 use tempfile::TempDir;
 
 use crate::faulty::{Fault, Faulty};
-use crate::tally::{Command, State, Tally, builder};
+use crate::tally::{Command, RICH, State, Tally, builder};
 
 const DEADLINE: Duration = Duration::from_secs(20);
 
@@ -29,34 +29,35 @@ pub async fn until<F: Future<Output = bool>>(what: &str, mut condition: impl FnM
     tokio::time::timeout(DEADLINE, awaited).await.unwrap_or_else(|_| panic!("never came about: {what}"));
 }
 
-struct Node {
-    runtime: Runtime,
-    faulty: Arc<Faulty>,
+pub struct Node {
+    pub runtime: Runtime,
+    pub faulty: Arc<Faulty>,
     embedded: Arc<Embedded>,
+    snapshots: Arc<Snapshots>,
 }
 
 impl Node {
-    async fn start(dir: &Path, config: Config) -> Node {
+    pub async fn start(dir: &Path, config: Config) -> Node {
         let (embedded, _) = Embedded::open(&dir.join("journal"), Options::default()).unwrap();
         let faulty = Faulty::over(embedded.clone());
         let snapshots = Arc::new(Snapshots::open(&dir.join("snapshots")));
         let journal: Arc<dyn Journal> = faulty.clone();
-        let runtime = builder(journal, snapshots, config).start().await.unwrap();
-        Node { runtime, faulty, embedded }
+        let runtime = builder(journal, snapshots.clone(), config).start().await.unwrap();
+        Node { runtime, faulty, embedded, snapshots }
     }
 
     /// Ends without a word to anybody, as a crash does for the entities.
-    fn crash(self) {
+    pub fn crash(self) {
         drop(self.runtime);
         self.embedded.close();
     }
 
-    async fn ask_as(&self, id: &str, command_id: &str, command: Command) -> Result<i64, AskError<crate::tally::Refused>> {
+    pub async fn ask_as(&self, id: &str, command_id: &str, command: Command) -> Result<i64, AskError<crate::tally::Refused>> {
         let caller = Caller::new(CommandId::from(command_id), "tester", "test");
         within(self.runtime.ask::<Tally>(id, command, caller)).await.map(|answered| answered.reply)
     }
 
-    async fn ask(&self, id: &str, command: Command) -> Result<i64, AskError<crate::tally::Refused>> {
+    pub async fn ask(&self, id: &str, command: Command) -> Result<i64, AskError<crate::tally::Refused>> {
         self.ask_as(id, &format!("c{}", fastrand::u64(..)), command).await
     }
 
@@ -64,12 +65,12 @@ impl Node {
         within(self.runtime.view::<Tally, _>(id, |state, _| state.clone())).await.unwrap()
     }
 
-    fn residents(&self) -> usize {
+    pub fn residents(&self) -> usize {
         self.runtime.census().residents["tally"]
     }
 }
 
-fn folder() -> TempDir {
+pub fn folder() -> TempDir {
     tempfile::tempdir().unwrap()
 }
 
@@ -331,6 +332,27 @@ async fn a_snapshot_is_written_every_so_many_records_and_more_rarely_for_a_heavy
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_snapshot_that_is_written_beside_its_entity_is_of_what_is_durable_and_keeps_nobody_in_memory() {
+    let dir = folder();
+    let config = Config { snapshot_every: 10, idle_ms: 40, ..Config::default() };
+    let node = Node::start(dir.path(), config).await;
+    node.ask("a", Command::Add(RICH)).await.unwrap();
+    for _ in 0..8 {
+        node.ask("a", Command::Add(1)).await.unwrap();
+    }
+    node.faulty.rule(|_| Fault::NotWritten);
+    assert!(node.ask("a", Command::Add(1)).await.is_err(), "the picture that was taken with this write is not kept");
+    node.faulty.heal();
+    for _ in 0..31 {
+        node.ask("a", Command::Add(1)).await.unwrap();
+    }
+    until("it left", || async { node.residents() == 0 }).await;
+    assert_eq!(node.state("a").await.total, RICH + 39);
+    let stored = node.snapshots.get(&EntityKey::new("tally", "a")).unwrap();
+    assert!(stored.version > 23, "what came after it is replayed as fast: {}", stored.version);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_look_at_what_never_was_leaves_nothing_behind() {
     let dir = folder();
     let node = Node::start(dir.path(), Config::default()).await;
@@ -473,7 +495,7 @@ async fn a_debt_from_before_a_crash_is_delivered_without_anybody_asking() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_debt_that_a_former_owner_wrote_after_the_start_is_taken_up_by_whoever_comes_to_the_entity() {
     let dir = folder();
-    let Node { runtime: former, faulty, embedded } = Node::start(dir.path(), Config::default()).await;
+    let Node { runtime: former, faulty, embedded, .. } = Node::start(dir.path(), Config::default()).await;
     faulty.rule(|_| Fault::Stall);
     let give = {
         let former = former.clone();
@@ -487,8 +509,8 @@ async fn a_debt_that_a_former_owner_wrote_after_the_start_is_taken_up_by_whoever
     let faulty_now = Faulty::over(embedded.clone());
     let snapshots = Arc::new(Snapshots::open(&dir.path().join("snapshots-now")));
     let journal: Arc<dyn Journal> = faulty_now.clone();
-    let runtime = builder(journal, snapshots, Config::default()).start().await.unwrap();
-    let now = Node { runtime, faulty: faulty_now, embedded: embedded.clone() };
+    let runtime = builder(journal, snapshots.clone(), Config::default()).start().await.unwrap();
+    let now = Node { runtime, faulty: faulty_now, embedded: embedded.clone(), snapshots };
     // The new owner's agenda knows nothing of the write that lands now.
     let before = embedded.highest();
     faulty.heal();

@@ -3,9 +3,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
+use souk::domain::entity::Notice;
 use souk::domain::{CommandId, Context, Debt, Decision, Entity, Saga, SagaEnding, Timestamp};
 
 pub struct Tally;
+
+/// From this total on, snapshots are written beside the entity.
+pub const RICH: i64 = 1_000_000;
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct State {
@@ -17,6 +21,9 @@ pub struct State {
     pub alarm: Option<Timestamp>,
     pub rung: u32,
     pub waiting: Vec<CommandId>,
+    /// Takes nothing new.
+    #[serde(default)]
+    pub is_closed: bool,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -41,6 +48,9 @@ pub enum Command {
     /// Answered by the next `Settle`.
     WaitForSettle,
     Settle,
+    /// Until it is opened again, or the alarm rings.
+    Close,
+    Open,
     Refuse,
     PanicInDecide,
     /// Journals an event that no state survives.
@@ -70,8 +80,25 @@ pub enum Event {
     Waited { command: CommandId },
     #[serde(rename = "tally.settled")]
     Settled,
+    #[serde(rename = "tally.closed")]
+    Closed,
+    #[serde(rename = "tally.opened")]
+    Opened,
     #[serde(rename = "tally.poisoned")]
     Poisoned,
+}
+
+struct Closed {
+    taken: BTreeSet<(String, u64)>,
+}
+
+impl Notice<Tally> for Closed {
+    fn refuses(&self, command: &Command) -> Option<Refused> {
+        match command {
+            Command::Take { from, number, .. } if !self.taken.contains(&(from.clone(), *number)) => Some(Refused),
+            _ => None,
+        }
+    }
 }
 
 impl Entity for Tally {
@@ -94,6 +121,7 @@ impl Entity for Tally {
             Command::Take { from, number, .. } if state.taken.contains(&(from.clone(), number)) => {
                 Decision::now(vec![], state.total)
             }
+            Command::Take { .. } if state.is_closed => return Err(Refused),
             Command::Take { from, number, amount } => {
                 Decision::now(vec![Event::Taken { from, number, amount }], state.total + amount)
             }
@@ -109,6 +137,8 @@ impl Entity for Tally {
                 let decision = Decision::now(vec![Event::Settled], state.total);
                 state.waiting.iter().fold(decision, |decision, command| decision.settle(command.clone(), Ok(state.total)))
             }
+            Command::Close => Decision::now(vec![Event::Closed], state.total),
+            Command::Open => Decision::now(vec![Event::Opened], state.total),
             Command::Refuse => return Err(Refused),
             Command::PanicInDecide => panic!("as commanded"),
             Command::PanicInEvolve => Decision::now(vec![Event::Poisoned], 0),
@@ -137,9 +167,12 @@ impl Entity for Tally {
             Event::Rung => {
                 state.alarm = None;
                 state.rung += 1;
+                state.is_closed = false;
             }
             Event::Waited { command } => state.waiting.push(command.clone()),
             Event::Settled => state.waiting.clear(),
+            Event::Closed => state.is_closed = true,
+            Event::Opened => state.is_closed = false,
             Event::Poisoned => panic!("as journaled"),
         }
     }
@@ -161,6 +194,15 @@ impl Entity for Tally {
 
     fn elapse() -> Option<Command> {
         Some(Command::Ring)
+    }
+
+    /// Only of rich ones: the others are small.
+    fn picture(state: &State) -> Option<State> {
+        (state.total >= RICH).then(|| state.clone())
+    }
+
+    fn notice(state: &State) -> Option<Box<dyn Notice<Self>>> {
+        state.is_closed.then(|| -> Box<dyn Notice<Self>> { Box::new(Closed { taken: state.taken.clone() }) })
     }
 
     /// Under way while somebody waits.

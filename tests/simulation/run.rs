@@ -8,9 +8,10 @@ use std::time::Duration;
 
 use souk::actors::{AskError, Caller, Failure};
 use souk::domain::cart::{self, Offer};
-use souk::domain::order::{Address, Contact, Owner, Status};
+use souk::domain::flash_sale::{self, Customer, Terms};
+use souk::domain::order::{self, Address, Claimed, Contact, Draft, Line, Owner, Status};
 use souk::domain::payment::Method;
-use souk::domain::{Cart, CommandId, Currency, Entity, Inventory, Money, inventory};
+use souk::domain::{Cart, CommandId, Currency, Entity, FlashSale, Inventory, Money, Order, inventory};
 use souk::persistence::jetstream::stream::Stored;
 use tokio::time::Instant;
 
@@ -18,7 +19,14 @@ use crate::books::Books;
 use crate::cluster::{Cluster, NAMES};
 use crate::world::{Weather, World};
 
-const SKUS: [(&str, u32); 2] = [("PLENTY", 1_000), ("SCARCE", 4)];
+const SKUS: [(&str, u32); 3] = [("PLENTY", 1_000), ("SCARCE", 4), (ON_SALE, 5)];
+/// Some of its units are in a flash sale.
+const ON_SALE: &str = "RARE";
+const SALE: &str = "fs_01M7XTJ72XFBZWPK91BJAAFXTS";
+const ALLOTMENT: u32 = 3;
+const PRICE: Money = Money::new(1_250, Currency::EUR);
+/// How often a client asks whether its turn in line has come.
+const TURNS: usize = 8;
 const CLIENTS: usize = 4;
 const PURCHASES: usize = 3;
 const STORM: Duration = Duration::from_secs(30);
@@ -76,13 +84,18 @@ async fn whole(world: Arc<World>) {
         let register = inventory::Command::Register { product: "prod_1".into(), on_hand: units };
         until_answered::<Inventory>(&cluster, sku, &format!("register {sku}"), register).await.unwrap();
     }
+    open_sale(&cluster).await;
     let left = Arc::new(AtomicUsize::new(CLIENTS));
     let heard: Arc<Mutex<BTreeMap<String, Status>>> = Arc::default();
     for client in 0..CLIENTS {
         let (cluster, left, heard) = (cluster.clone(), left.clone(), heard.clone());
         tokio::spawn(async move {
             for number in 0..PURCHASES {
-                purchase(&cluster, client, number, &heard).await;
+                let on_sale = cluster.world.lock().chance(400);
+                match on_sale {
+                    true => buy_on_sale(&cluster, client, number, &heard).await,
+                    false => purchase(&cluster, client, number, &heard).await,
+                }
             }
             left.fetch_sub(1, Ordering::SeqCst);
         });
@@ -102,7 +115,7 @@ async fn whole(world: Arc<World>) {
     }
     settles(|| async {
         let books = books(&cluster).await;
-        let tied = books.items.iter().find(|(_, item)| item.held > 0 || item.reserved > 0);
+        let tied = books.items.iter().find(|(_, item)| item.held > 0 || item.reserved > 0 || item.allotted > 0);
         books.unrest().or_else(|| tied.map(|(sku, item)| format!("{sku} has units held or reserved at {}: {item:?}", books.now)))
     })
     .await;
@@ -236,16 +249,39 @@ async fn purchase(cluster: &Cluster, client: usize, number: usize, heard: &Mutex
         let token = if world.chance(200) { "tok_declined" } else { "tok_ok" };
         (sku, world.rng.u32(1..3), token)
     };
-    let (id, order) = (format!("cart_{client}_{number}"), format!("ord_{client}_{number}"));
+    let (id, order) = (format!("cart_{client}_{number}"), order_id(client, number));
     let owner = Owner::Guest { token_sha256: "0".repeat(64) };
-    let price = Money::new(1_250, Currency::EUR);
     until_answered::<Cart>(cluster, &id, &format!("create {id}"), cart::Command::Create { owner }).await.unwrap();
-    let offer = Offer { product: "prod_1".into(), shop: None, title: "A thing".into(), price };
+    let offer = Offer { product: "prod_1".into(), shop: None, title: "A thing".into(), price: PRICE };
     let add = cart::Command::Add { sku: sku.into(), quantity, offer };
     if until_answered::<Cart>(cluster, &id, &format!("add to {id}"), add).await.is_err() {
         return;
     }
-    let address = Address {
+    let checkout = cart::Command::Checkout {
+        order: order.clone(),
+        payment: method(token),
+        contact: contact(),
+        expected_total: None,
+        prices: [(sku.to_owned(), PRICE)].into(),
+        claimed: None,
+    };
+    let concluded = until_answered::<Cart>(cluster, &id, &format!("checkout {order}"), checkout).await;
+    if let Ok(cart::Reply::Concluded(outcome)) = concluded {
+        cluster.world.tell(format!("{order}: {outcome:?}"));
+        heard.lock().unwrap().insert(order, outcome.status);
+    }
+}
+
+fn order_id(client: usize, number: usize) -> String {
+    format!("ord_01M7XTJ72XFBZWPK91B{client:03}{number:04}")
+}
+
+fn method(token: &str) -> Method {
+    Method { provider: "sandbox".into(), token: token.into() }
+}
+
+fn contact() -> Contact {
+    let shipping_address = Address {
         name: "Ada".into(),
         line1: "1 Way".into(),
         line2: None,
@@ -253,16 +289,73 @@ async fn purchase(cluster: &Cluster, client: usize, number: usize, heard: &Mutex
         postal_code: "30000".into(),
         country: "MA".into(),
     };
-    let checkout = cart::Command::Checkout {
-        order: order.clone(),
-        payment: Method { provider: "sandbox".into(), token: token.into() },
-        contact: Contact::Plain { email: Some("ada@souk.test".into()), shipping_address: address },
-        expected_total: None,
-        prices: [(sku.to_owned(), price)].into(),
+    Contact::Plain { email: Some("ada@souk.test".into()), shipping_address }
+}
+
+async fn open_sale(cluster: &Cluster) {
+    let now = cluster.node(NAMES[0]).unwrap().runtime.now();
+    let terms = Terms {
+        sku: ON_SALE.into(),
+        product: "prod_1".into(),
+        shop: None,
+        title: "A thing".into(),
+        price: PRICE,
+        quantity: ALLOTMENT,
+        per_customer_limit: 2,
+        per_address_limit: None,
+        starts_at: now.plus_ms(5_000),
+        ends_at: now.plus_ms(600_000),
+        claim_ms: 10_000,
+        admission_ms: 5_000,
+        grace_ms: 5_000,
+        guests: true,
     };
-    let concluded = until_answered::<Cart>(cluster, &id, &format!("checkout {order}"), checkout).await;
-    if let Ok(cart::Reply::Concluded(outcome)) = concluded {
-        cluster.world.tell(format!("{order}: {outcome:?}"));
+    let create = flash_sale::Command::Create { terms: Box::new(terms) };
+    until_answered::<FlashSale>(cluster, SALE, "create the sale", create).await.unwrap();
+    until_answered::<FlashSale>(cluster, SALE, "approve the sale", flash_sale::Command::Approve).await.unwrap();
+}
+
+/// Claims a unit, or waits in line for some turns; then pays, or lets it run out.
+async fn buy_on_sale(cluster: &Cluster, client: usize, number: usize, heard: &Mutex<BTreeMap<String, Status>>) {
+    let owner = Owner::Account { user: format!("usr_01M7XTJ72XFBZWPK91B{client:07}") };
+    let customer = Customer::of(&owner).unwrap();
+    let mut claimed = None;
+    for turn in 0..TURNS {
+        let command = flash_sale::Command::Claim { customer, quantity: 1, address: 0 };
+        match until_answered::<FlashSale>(cluster, SALE, &format!("claim {client}/{number}/{turn}"), command).await {
+            Ok(flash_sale::Reply::Claimed { claim, .. }) => {
+                claimed = Some(claim);
+                break;
+            }
+            Ok(flash_sale::Reply::Queued { .. }) | Err(flash_sale::Rejection::NotStarted { .. }) => {
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+            Ok(other) => panic!("a claim is told {other:?}"),
+            Err(_) => break,
+        }
+    }
+    let thinks_better = cluster.world.lock().chance(150);
+    let (Some(claim), false) = (claimed, thinks_better) else {
+        let leave = flash_sale::Command::Leave { customer };
+        until_answered::<FlashSale>(cluster, SALE, &format!("leave {client}/{number}"), leave).await.unwrap();
+        return;
+    };
+    let token = if cluster.world.lock().chance(200) { "tok_declined" } else { "tok_ok" };
+    let line = Line {
+        sku: ON_SALE.into(),
+        product: "prod_1".into(),
+        shop: None,
+        title: "A thing".into(),
+        quantity: 1,
+        unit_price: PRICE,
+        total: PRICE,
+        claim: Some(Claimed { sale: SALE.into(), claim, customer }),
+    };
+    let draft = Draft { owner, cart: None, lines: vec![line], total: PRICE, contact: contact(), payment: method(token) };
+    let order = order_id(client, number);
+    let placed = until_answered::<Order>(cluster, &order, &format!("place {order}"), order::Command::Place { draft }).await;
+    if let Ok(order::Reply::Concluded(outcome)) = placed {
+        cluster.world.tell(format!("{order} of {claim}: {outcome:?}"));
         heard.lock().unwrap().insert(order, outcome.status);
     }
 }

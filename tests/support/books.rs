@@ -5,11 +5,12 @@ use std::time::Duration;
 
 use souk::actors::Runtime;
 use souk::domain::order::{self, Status};
-use souk::domain::{Cart, Entity, Inventory, Order, Payment, cart, inventory, payment};
+use souk::domain::{Cart, Entity, FlashSale, Inventory, Order, Payment, cart, flash_sale, inventory, payment};
 use souk::persistence::Journal;
 
 use crate::bank::Bank;
 use crate::ledger::Ledger;
+use crate::sale::Life;
 
 async fn states<E: Entity>(runtime: &Runtime, ledger: &Ledger) -> BTreeMap<String, E::State>
 where
@@ -36,6 +37,7 @@ pub struct Books {
     pub carts: BTreeMap<String, cart::State>,
     pub orders: BTreeMap<String, order::State>,
     pub payments: BTreeMap<String, payment::State>,
+    pub sales: BTreeMap<String, flash_sale::State>,
     captured: BTreeMap<String, usize>,
     refunded: BTreeMap<String, usize>,
     voided: BTreeMap<String, usize>,
@@ -52,6 +54,7 @@ impl Books {
             carts: states::<Cart>(runtime, &ledger).await,
             orders: states::<Order>(runtime, &ledger).await,
             payments: states::<Payment>(runtime, &ledger).await,
+            sales: states::<FlashSale>(runtime, &ledger).await,
             captured: bank.approved("capture"),
             refunded: bank.approved("refund"),
             voided: bank.approved("void"),
@@ -77,7 +80,8 @@ impl Books {
         });
         let payments = self.payments.iter().filter_map(|(id, payment)| owes(id, Payment::owes(payment).len()));
         let carts = self.carts.iter().filter_map(|(id, cart)| owes(id, Cart::owes(cart).len()));
-        orders.chain(payments).chain(carts).next()
+        let sales = self.sales.iter().filter_map(|(id, sale)| owes(id, FlashSale::owes(sale).len()));
+        orders.chain(payments).chain(carts).chain(sales).next()
     }
 
     /// Checks that nothing was lost, invented, or left half done. `stock`: the units that there were of each sku.
@@ -87,6 +91,24 @@ impl Books {
         self.assert_stock(stock);
         self.assert_money();
         self.assert_once();
+        self.sales.keys().for_each(|sale| self.assert_sale(sale));
+    }
+
+    /// At every moment of its life the sale's units were somebody's or free, in the order of the line, and what it has sold
+    /// is what orders have paid and what the inventory item knows.
+    #[track_caller]
+    fn assert_sale(&self, id: &str) {
+        let records = self.ledger.records.iter().filter(|entry| entry.id == id);
+        let state = Life::of(id, records.map(|entry| (entry.event_type.as_str(), &entry.data))).state;
+        assert_eq!(state, self.sales[id], "{id} is what the journal says");
+        let bought = self.orders.values().filter(|order| matches!(order.status, Status::Paid | Status::Shipped));
+        let lines = bought.flat_map(|order| &order.draft.as_ref().unwrap().lines);
+        let claimed = lines.filter(|line| line.claim.as_ref().is_some_and(|claimed| claimed.sale == id));
+        let (terms, book) = (state.book.terms.as_ref().unwrap(), &state.book);
+        assert_eq!(book.sold, claimed.map(|line| line.quantity).sum::<u32>(), "{id}: sold is what orders have paid");
+        let told = self.items[&terms.sku].allotments.get(id).map(|allotment| (allotment.quantity, allotment.sold));
+        let quantity = if book.is_closed() { book.sold } else { terms.quantity };
+        assert_eq!(told, Some((quantity, book.sold)), "{id}: what the item knows");
     }
 
     #[track_caller]
