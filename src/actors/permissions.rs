@@ -60,6 +60,7 @@ macro_rules! permissions {
 permissions! {
 //  permission      name                guest  customer  vendor  admin  API keys
     Ask             "public"            All    All       All     All    May;
+    Visit           "pages"             All    All       All     All    Never;
     LiveConnect     "live.connect"      All    All       All     All    May;
     CatalogueRead   "catalogue.read"    All    All       All     All    May;
     CatalogueWrite  "catalogue.write"   None   None      Shop    All    May;

@@ -379,13 +379,16 @@ pub struct AccountShown<'a> {
     pub name: &'a str,
     pub roles: BTreeSet<user::Role>,
     pub shop_id: Option<&'a str>,
+    /// The cart that it used last.
+    pub cart_id: Option<&'a str>,
     pub created_at: Timestamp,
 }
 
 /// To its own holder. `email` and `name` come from under their seals, which are opened elsewhere. `None` unless it is active.
 pub fn account<'a>(id: &'a str, state: &'a user::State, email: &'a str, name: &'a str) -> Option<AccountShown<'a>> {
     let (roles, shop_id, created_at) = (state.roles(), state.shop.as_deref(), state.created_at);
-    state.is_active().then_some(AccountShown { id, email, name, roles, shop_id, created_at })
+    let cart_id = state.cart.as_deref();
+    state.is_active().then_some(AccountShown { id, email, name, roles, shop_id, cart_id, created_at })
 }
 
 #[derive(Debug, Serialize, JsonSchema)]

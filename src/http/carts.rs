@@ -75,11 +75,12 @@ pub(super) struct Created<'a> {
     token: Option<&'a str>,
 }
 
-/// Whose is what this request makes: the account's, or the guest's who gets the token.
+/// Whose is what this request makes: the account's, that of the guest who bears a token already, or of the one who gets it.
 pub fn owner(door: &Door, request: &Request) -> (Owner, Option<String>) {
-    match request.credential.account() {
-        Some(account) => (Owner::Account { user: account.user.to_string() }, None),
-        None => {
+    match &request.credential {
+        Credential::Account(account) => (Owner::Account { user: account.user.to_string() }, None),
+        Credential::Bearer { token_sha256 } => (Owner::Guest { token_sha256: token_sha256.clone() }, None),
+        Credential::Nobody => {
             let token = request.new_secret(door, "guest token");
             (Owner::Guest { token_sha256: sha256_hex(token.as_bytes()) }, Some(token))
         }

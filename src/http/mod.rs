@@ -33,6 +33,7 @@ pub mod live;
 pub mod offers;
 pub mod openapi;
 pub mod orders;
+pub mod pages;
 pub mod problem;
 pub mod products;
 pub mod proof_of_work;

@@ -56,6 +56,10 @@ pub struct Request {
     pub credential: Credential,
     /// Where it comes from.
     pub client: IpAddr,
+    /// Whether it came over TLS.
+    pub secure: bool,
+    /// As it was sent.
+    pub path: String,
     /// Where all ids come from that the handler makes.
     pub seed: Seed,
     pub upgrade: Option<OnUpgrade>,

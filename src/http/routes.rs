@@ -19,10 +19,11 @@ use warp::reply::Response;
 use super::answer::Answer;
 use super::auth;
 use super::browsers::Asked;
-use super::client_address::Peer;
+use super::client_address::{Client, Peer};
 use super::compression::Wanted;
 use super::idempotency::{self, Begun};
 use super::limits::{Budget, Who};
+use super::pages::{account, assets, sales, shopper, visit};
 use super::problem::Problem;
 use super::request::{Request, X_REQUEST_ID, bearer, decode, new_seed, read_body, request_id, skip_body, trace};
 use super::{
@@ -154,6 +155,36 @@ pub static ROUTES: &[Route] = routes! {
     GET    "/docs/style.css"                                    Ask             docs::style;
 };
 
+/// The pages, which are none of the contract. What they ask of the API is charged there.
+#[rustfmt::skip]
+pub static PAGES: &[Route] = routes! {
+    GET    "/"                                                  Visit           shopper::home;
+    GET    "/products"                                          Visit           shopper::products;
+    GET    "/products/{id}"                                     Visit           shopper::product;
+    GET    "/cart"                                              Visit           shopper::cart;
+    POST   "/cart/items"                                        Visit           shopper::add_to_cart, unlimited;
+    POST   "/cart/items/{sku}"                                  Visit           shopper::change_cart, unlimited;
+    GET    "/checkout"                                          Visit           shopper::checkout;
+    POST   "/checkout"                                          Visit           shopper::check_out, unlimited;
+    GET    "/orders"                                            Visit           shopper::orders;
+    GET    "/orders/{id}"                                       Visit           shopper::order;
+    POST   "/orders/{id}/cancel"                                Visit           shopper::cancel_order, unlimited;
+    GET    "/sales"                                             Visit           sales::list;
+    GET    "/sales/{id}"                                        Visit           sales::sale;
+    POST   "/sales/{id}/claims"                                 Visit           sales::claim, unlimited;
+    POST   "/sales/{id}/give-up"                                Visit           sales::give_up, unlimited;
+    POST   "/sales/{id}/leave"                                  Visit           sales::leave, unlimited;
+    POST   "/sales/{id}/reminder"                               Visit           sales::remind, unlimited;
+    GET    "/login"                                             Visit           account::log_in;
+    POST   "/login"                                             Visit           account::logged_in, unlimited;
+    POST   "/logout"                                            Visit           account::log_out, unlimited;
+    GET    "/signup"                                            Visit           account::sign_up;
+    POST   "/signup"                                            Visit           account::signed_up, unlimited;
+    GET    "/account"                                           Visit           account::account;
+    GET    "/session"                                           Visit           visit::session;
+    GET    "/assets/{version}/{name}"                           Visit           assets::get, unlimited;
+};
+
 /// What a path leads to.
 enum Found {
     Route(&'static Route, Vec<String>),
@@ -185,7 +216,7 @@ fn matches<'p>(pattern: &str, path: &'p str) -> Option<Vec<&'p str>> {
 fn find(method: &Method, path: &str) -> Found {
     let wanted = if method == Method::HEAD { &Method::GET } else { method };
     let mut allowed: Vec<&str> = Vec::new();
-    for route in ROUTES {
+    for route in ROUTES.iter().chain(PAGES) {
         let Some(params) = matches(route.pattern, path) else { continue };
         if route.method == *wanted {
             let decoded: Option<Vec<String>> =
@@ -297,7 +328,7 @@ where
     E: Send,
 {
     let has_body = !matches!(head.method, Method::GET | Method::HEAD | Method::OPTIONS);
-    let client = door.config.proxies.client(head.peer, &head.headers).address;
+    let Client { address: client, secure } = door.config.proxies.client(head.peer, &head.headers);
     let admitted = admit(door, &head, client, found, borne).await;
     let (route, params, credential) = match admitted {
         Ok(Admitted::Handler(route, params, credential)) => (route, params, credential),
@@ -312,7 +343,8 @@ where
     };
     let body = if has_body { read_body(body, &head.headers, &door.config).await? } else { bytes::Bytes::new() };
 
-    if !head.query.is_empty() {
+    // A page's own query is none of the contract's.
+    if !head.query.is_empty() && route.permission != Permission::Visit {
         openapi::check_query(route, &head.query)?;
     }
     let key = if route.method == Method::POST { idempotency::key(&head.headers)? } else { None };
@@ -338,6 +370,8 @@ where
         body,
         credential,
         client,
+        secure,
+        path: head.path,
         seed,
         // The answer to a HEAD ends with its head: nothing can follow on such a connection but HTTP.
         upgrade: head.upgrade.filter(|_| head.method == Method::GET),
@@ -372,7 +406,7 @@ async fn admit(door: &Door, head: &Head, client: IpAddr, found: Found, borne: &m
     };
     let recognised = match route.permission {
         // Whoever asks: a token would not be looked at.
-        Permission::Ask => Ok(Credential::Nobody),
+        Permission::Ask | Permission::Visit => Ok(Credential::Nobody),
         _ => auth::recognise(door, bearer(&head.headers).or(in_query.as_deref())).await,
     };
     if let Some(budget) = route.budget {

@@ -1,0 +1,82 @@
+//! What all pages have around them.
+
+use maud::{DOCTYPE, Markup, html};
+
+use super::assets;
+use super::visit::Visit;
+use crate::actors::permissions::Rank;
+
+/// A page's frame.
+#[derive(Default)]
+pub struct Shell<'a> {
+    pub title: &'a str,
+    /// What was searched for.
+    pub q: &'a str,
+    /// The script that keeps this page fresh, and what it follows.
+    pub script: Option<&'static str>,
+}
+
+impl<'a> Shell<'a> {
+    pub fn plain(title: &'a str) -> Self {
+        Shell { title, ..Shell::default() }
+    }
+
+    pub fn live(title: &'a str, script: &'static str) -> Self {
+        Shell { title, script: Some(script), ..Shell::default() }
+    }
+
+    pub fn around(&self, visit: &Visit, fields: &Markup, content: &Markup) -> Markup {
+        html! {
+            (DOCTYPE)
+            html lang="en" {
+                head {
+                    meta charset="utf-8";
+                    meta name="viewport" content="width=device-width, initial-scale=1";
+                    meta name="color-scheme" content="light dark";
+                    title { (self.title) " · Souk" }
+                    link rel="stylesheet" href=(assets::path("style.css"));
+                    link rel="icon" type="image/svg+xml" href=(assets::path("icon.svg"));
+                    @if let Some(script) = self.script {
+                        @for needed in assets::modules(script) {
+                            link rel="modulepreload" href=(assets::path(needed));
+                        }
+                        script type="module" src=(assets::path(script)) {}
+                    }
+                }
+                body {
+                    a .skip href="#content" { "To the content" }
+                    header .top {
+                        a .brand href="/" { "Souk" }
+                        form .search role="search" action="/products" method="get" {
+                            label .hidden for="q" { "Search products" }
+                            input #q type="search" name="q" value=(self.q) placeholder="Search products" autocomplete="off";
+                            button type="submit" { "Search" }
+                        }
+                        nav aria-label="Main" {
+                            a href="/products" { "Products" }
+                            a href="/sales" { "Flash sales" }
+                            a href="/cart" { "Cart" }
+                            a href="/orders" { "Orders" }
+                            @if visit.is(Rank::Vendor) { a href="/vendor" { "Your shop" } }
+                            @if visit.is(Rank::Admin) { a href="/operator" { "Operation" } }
+                            @if visit.account().is_some() {
+                                a href="/account" { "Account" }
+                                form .inline action="/logout" method="post" { (fields) button .link type="submit" { "Log out" } }
+                            } @else {
+                                a href="/login" { "Log in" }
+                            }
+                        }
+                    }
+                    p #connection .connection role="status" aria-live="polite" {}
+                    main #content tabindex="-1" {
+                        @if let Some(note) = visit.note() { p .note role="status" { (note) } }
+                        (content)
+                    }
+                    footer {
+                        p { "Souk, an open marketplace. " a href="/docs" { "API" } }
+                    }
+                }
+            }
+        }
+    }
+}
