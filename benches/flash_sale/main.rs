@@ -13,8 +13,8 @@ use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
 use souk::actors::{AskError, Runtime};
-use souk::domain::FlashSale;
-use souk::domain::flash_sale::{Command, QUANTITY_MAX, Rejection, Reply};
+use souk::domain::flash_sale::{ClaimNumber, Command, Event, QUANTITY_MAX, Rejection, Reply, State};
+use souk::domain::{Entity, FlashSale, Timestamp};
 use souk::persistence::{Append, Embedded, EntityKey, Journal, Options, Position, Wake};
 
 use sale::{SALE, Started, caller, customer};
@@ -43,6 +43,7 @@ fn main() {
             },
         ),
         ["bare"] => tokio.block_on(compare::serve_bare()),
+        ["alone"] => alone(),
         ["claims"] => claims(&tokio),
         ["refusals"] => tokio.block_on(refusals()),
         ["million"] => million(),
@@ -211,6 +212,7 @@ async fn refuse(runtime: &Runtime, what: &str, check: fn(Result<Reply, AskError<
 // A million claims ----------------------------------------------------------------------------------------------------------
 
 fn million() {
+    again(&["alone"]);
     for (what, snapshot_every) in [("with snapshots", 100), ("without", u64::MAX)] {
         let dir = tempfile::tempdir().unwrap();
         println!("a sale with {MILLION} claims, {FILL_CALLERS} callers, {what}:");
@@ -223,6 +225,31 @@ fn million() {
 fn again(arguments: &[&str]) {
     let status = std::process::Command::new(std::env::current_exe().unwrap()).args(arguments).status().unwrap();
     assert!(status.success());
+}
+
+/// The state by itself, as it is folded from its events: what it takes, and how long a claim waits for a snapshot's picture.
+fn alone() {
+    let before = sale::resident_bytes();
+    let mut state = State::default();
+    let until = Timestamp::from_millis(1_790_000_000_000);
+    for number in 0..MILLION {
+        let event = Event::Claimed {
+            claim: number as ClaimNumber,
+            customer: customer(number),
+            quantity: 1,
+            until,
+            command: number,
+            address: 0,
+            admits_from_us: None,
+        };
+        FlashSale::evolve(&mut state, &event);
+    }
+    let began = Instant::now();
+    let picture = FlashSale::picture(&state);
+    let took = began.elapsed();
+    let resident = sale::resident_bytes().saturating_sub(before) >> 20;
+    println!("the state of {MILLION} claims by itself: {resident} MB resident, a picture of it after {took:.2?}");
+    assert_eq!(picture.map(|picture| picture.book.claims().len()), Some(MILLION as ClaimNumber));
 }
 
 async fn fill(dir: &Path, snapshot_every: u64) {

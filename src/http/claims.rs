@@ -14,7 +14,7 @@ use super::Door;
 use super::answer::Answer;
 use super::flash_sales::{KnownSale, look};
 use super::limits::network;
-use super::problem::Problem;
+use super::problem::{FieldError, Problem};
 use super::proof_of_work::{self, Proof};
 use super::request::{Request, new_seed, object_or_null};
 use crate::actors::credential::{Credential, sha256_hex};
@@ -151,8 +151,18 @@ fn check_proof(door: &Door, id: &str, customer: Customer, sale: &KnownSale, proo
 pub async fn claim(door: Arc<Door>, request: Request) -> Result<Answer, Problem> {
     let id = request.id_param(0, ids::FLASH_SALE)?;
     let ClaimBody { quantity, proof } = request.json()?;
+    let mut errors = Vec::new();
     if !(1..=PER_CUSTOMER_MAX).contains(&quantity) {
-        return Err(Problem::bad_body("/quantity", format!("must be between 1 and {PER_CUSTOMER_MAX}")));
+        errors.push(FieldError::new("/quantity", format!("must be between 1 and {PER_CUSTOMER_MAX}")));
+    }
+    // Also where none is asked for.
+    for (pointer, text, most) in proof.iter().flat_map(Proof::texts) {
+        if text.chars().nth(most).is_some() {
+            errors.push(FieldError::new(pointer, format!("has at most {most} characters")));
+        }
+    }
+    if !errors.is_empty() {
+        return Err(Problem::bad_fields(errors));
     }
     let sale = door.sales.get(&door, id).await?;
     let (customer, token) = customer(&request, &sale.terms, || request.new_secret(&door, GUEST_TOKEN))?;

@@ -35,6 +35,13 @@ pub struct Proof {
     pub nonce: String,
 }
 
+impl Proof {
+    /// Its fields as a claim's body has them, and the characters that each may have.
+    pub fn texts(&self) -> [(&'static str, &str, usize); 2] {
+        [("/proof/challenge", &self.challenge, CHALLENGE_CHARS_MAX), ("/proof/nonce", &self.nonce, NONCE_CHARS_MAX)]
+    }
+}
+
 /// Why a proof does not count.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum ProofError {

@@ -42,6 +42,8 @@ pub struct Route {
     pub method: Method,
     /// Segments in `{braces}` are parameters.
     pub pattern: &'static str,
+    /// The pattern up to its first parameter.
+    fixed: &'static str,
     /// What its caller must be permitted to do.
     pub permission: Permission,
     /// Browsers cannot send headers when they open a live connection: there the token may be in the query.
@@ -51,11 +53,22 @@ pub struct Route {
     handler: Handler,
 }
 
+const fn fixed(pattern: &str) -> &str {
+    let (mut at, mut rest) = (0, pattern.as_bytes());
+    while let Some((byte, others)) = rest.split_first()
+        && *byte != b'{'
+    {
+        (at, rest) = (at + 1, others);
+    }
+    pattern.split_at(at).0
+}
+
 macro_rules! routes {
     ($($method:ident $pattern:literal $permission:ident $handler:path $(, $mark:ident)*;)*) => {
         &[$(Route {
             method: Method::$method,
             pattern: $pattern,
+            fixed: fixed($pattern),
             permission: Permission::$permission,
             token_in_query: false $(|| routes!(@in_query $mark))*,
             budget: routes!(@budget $method $($mark)*),
@@ -217,6 +230,10 @@ fn find(method: &Method, path: &str) -> Found {
     let wanted = if method == Method::HEAD { &Method::GET } else { method };
     let mut allowed: Vec<&str> = Vec::new();
     for route in ROUTES.iter().chain(PAGES) {
+        // Most patterns differ from the path before their first parameter.
+        if !path.starts_with(route.fixed) {
+            continue;
+        }
         let Some(params) = matches(route.pattern, path) else { continue };
         if route.method == *wanted {
             let decoded: Option<Vec<String>> =

@@ -497,6 +497,9 @@ async fn a_claim_bears_the_proof_of_work_that_the_sale_asks_for() {
     forged["challenge"] = json!(text(&forged["challenge"]).replace(".10.", ".0."));
     let why = refused(with_proof(&souk, &sale, &forged).bearer(&token).send().await);
     assert!(why.contains("not given out"), "{why}");
+    let long = json!({ "challenge": "c", "nonce": "n".repeat(65) });
+    let long = with_proof(&souk, &sale, &long).bearer(&token).send().await.problem(400, "invalid-body");
+    assert_eq!(long["errors"][0]["pointer"], "/proof/nonce");
     with_proof(&souk, &sale, &proof).bearer(&token).send().await.expect(201);
 
     // An account's challenge is for that account; one that became too easy does not count.
