@@ -621,7 +621,7 @@ async fn inspect_folder(folder: &DataFolder, args: &InspectArgs) -> Result<Inspe
     folder.is_alone()?;
     match Embedded::open(&folder.journal(), Options::default()) {
         Ok((journal, _)) => {
-            let inspection = inspect(&*journal, &args.kind, &args.id).await;
+            let inspection = inspect(&*journal, &args.kind, &args.id, None).await;
             journal.close();
             Ok(inspection?)
         }

@@ -10,7 +10,7 @@ use warp::http::StatusCode;
 use super::Door;
 use super::answer::Answer;
 use super::problem::Problem;
-use super::request::Request;
+use super::request::{Query, Request};
 use crate::actors::Failure;
 use crate::actors::placement::MemberSeen;
 use crate::actors::runtime::SetAside;
@@ -100,7 +100,8 @@ pub async fn release(door: Arc<Door>, request: Request) -> Result<Answer, Proble
 
 /// An entity's state and history from the journal, as `souk inspect` prints them.
 pub async fn inspect(door: Arc<Door>, request: Request) -> Result<Answer, Problem> {
-    match persistence::inspect::inspect(&**door.runtime.journal(), request.param(0), request.param(1)).await {
+    let until = Query::parse(&request.query, &["until"])?.parsed("until", "a version")?;
+    match persistence::inspect::inspect(&**door.runtime.journal(), request.param(0), request.param(1), until).await {
         Ok(inspection) => Answer::json(StatusCode::OK, &inspection),
         Err(InspectError::Read(error)) => Err(Failure::from(error).into()),
         Err(InspectError::NoSuchKind { .. } | InspectError::Unknown { .. }) => Err(Problem::not_found()),

@@ -1283,6 +1283,7 @@ fn of_operation(s: &mut Schemas) -> Vec<Operation> {
             .answers(204, "It is taken back.", &[], None)
             .refuses(&["not-found"]),
         on(Method::GET, "/api/cluster/entities/{kind}/{id}", "inspectEntity", "An entity's state and history")
+            .query("until", "As it was at this version.", json!({ "type": "integer", "minimum": 1 }))
             .json::<Inspection>(s, 200, "As the journal alone tells it.", &[], inspection)
             .refuses(&["not-found"]),
         on(Method::GET, "/health/live", "getLiveness", "Whether the program runs").json::<health::Health>(

@@ -28,7 +28,7 @@ pub enum InspectError {
     Read(#[from] ReadError),
 }
 
-type Fold = fn(&EntityKey, &[Batch]) -> Result<(Version, serde_json::Value), ReadError>;
+type Fold = fn(&EntityKey, &[Batch], Version) -> Result<(Version, serde_json::Value), ReadError>;
 
 /// Finds the fold of the kind with this name.
 struct Folds<'a> {
@@ -46,12 +46,13 @@ impl EveryKind for Folds<'_> {
     }
 }
 
-fn fold<E: Entity>(key: &EntityKey, batches: &[Batch]) -> Result<(Version, serde_json::Value), ReadError> {
+fn fold<E: Entity>(key: &EntityKey, batches: &[Batch], until: Version) -> Result<(Version, serde_json::Value), ReadError> {
     let corrupt = |what: serde_json::Error| ReadError::Corrupt { place: key.to_string(), what: what.to_string() };
     let mut state = E::State::default();
     let mut version = 0;
     for batch in batches {
-        for record in Payload::parse(&batch.payload).map_err(corrupt)?.events {
+        let records = Payload::parse(&batch.payload).map_err(corrupt)?.events;
+        for record in records.into_iter().filter(|record| record.version <= until) {
             E::evolve(&mut state, &record.event().map_err(corrupt)?);
             version = record.version;
         }
@@ -71,8 +72,13 @@ fn hide(hidden: &[&str], value: &mut serde_json::Value) {
     }
 }
 
-/// Reads one entity from the journal, with neither actor nor snapshot.
-pub async fn inspect(journal: &dyn Journal, kind: &str, id: &str) -> Result<Inspection, InspectError> {
+/// Reads one entity from the journal, with neither actor nor snapshot: all of its life, or what it was until a version.
+pub async fn inspect(
+    journal: &dyn Journal,
+    kind: &str,
+    id: &str,
+    until: Option<Version>,
+) -> Result<Inspection, InspectError> {
     const READ_BATCHES: usize = 1_000;
     let mut folds = Folds { kind, found: None, known: Vec::new() };
     every_kind(&mut folds);
@@ -90,15 +96,17 @@ pub async fn inspect(journal: &dyn Journal, kind: &str, id: &str) -> Result<Insp
             break;
         }
     }
-    let (version, mut state) = fold(&key, &batches)?;
+    let until = until.unwrap_or(Version::MAX);
+    let (version, mut state) = fold(&key, &batches, until)?;
     hide(hidden, &mut state);
     if version == 0 {
         return Err(InspectError::Unknown { kind: kind.to_owned(), id: id.to_owned() });
     }
     let corrupt = |what: serde_json::Error| ReadError::Corrupt { place: key.to_string(), what: what.to_string() };
     let mut history = Vec::new();
-    for batch in &batches {
-        for record in raw_records(&batch.payload).map_err(corrupt)? {
+    for batch in batches.iter().take_while(|batch| batch.first <= until) {
+        let left = usize::try_from(until - batch.first).map_or(usize::MAX, |left| left.saturating_add(1));
+        for record in raw_records(&batch.payload).map_err(corrupt)?.into_iter().take(left) {
             let mut record = serde_json::from_str(record.get()).map_err(corrupt)?;
             hide(hidden, &mut record);
             history.push(record);

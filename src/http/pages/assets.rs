@@ -43,6 +43,9 @@ static ASSETS: &[Asset] = assets! {
     "product.js" SCRIPT ["live.js"];
     "cart.js" SCRIPT ["live.js", "clock.js"];
     "order.js" SCRIPT ["live.js"];
+    "fresh.js" SCRIPT [];
+    "slider.js" SCRIPT [];
+    "cockpit.js" SCRIPT ["live.js"];
     "sale.js" SCRIPT ["live.js", "clock.js", "sale-state.js"];
 };
 

@@ -2,7 +2,8 @@
 //!
 //! - `api` is how a page asks: as any other client of the API would, so that what a page may see and do is decided there.
 //! - `visit` knows the browser by its cookies, `layout` is what all pages have around them, `assets` their style and scripts.
-//! - `shopper` holds the shop, `account` logging in and what is one's own.
+//! - `shopper` holds the shop, `sales` flash sales, `account` logging in and what is one's own; `vendor` is for those who sell,
+//!   `operator` for those who run it. `charts` draws.
 //!
 //! A page can be read and its forms work without scripts; scripts keep it fresh. No page may rest on them, and no rule of
 //! commerce may live here.
@@ -10,9 +11,12 @@
 pub mod account;
 pub mod api;
 pub mod assets;
+pub mod charts;
 pub mod layout;
+pub mod operator;
 pub mod sales;
 pub mod shopper;
+pub mod vendor;
 pub mod visit;
 
 use std::sync::Arc;

@@ -30,7 +30,13 @@ pub struct Sale {
     #[serde(default)]
     pub available: u32,
     #[serde(default)]
+    pub held: u32,
+    #[serde(default)]
+    pub sold: u32,
+    #[serde(default)]
     pub waiting: u32,
+    #[serde(default)]
+    pub admissions_per_second: Option<u32>,
     #[serde(default)]
     pub challenge_bits: u8,
 }

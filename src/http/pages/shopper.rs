@@ -264,7 +264,7 @@ pub async fn products(door: Arc<Door>, request: Request) -> Result<Answer, Probl
 }
 
 /// `12.5` as `1250`; whatever cannot be read is left to the API to refuse.
-fn cents(text: &str) -> String {
+pub fn cents(text: &str) -> String {
     let (whole, part) = text.split_once(['.', ',']).unwrap_or((text, ""));
     let digits = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit());
     match digits(whole) && digits(part) && part.len() <= 2 && !whole.is_empty() {

@@ -1,0 +1,313 @@
+//! Operation: the cluster, one entity's life, sales to approve, accounts and their roles.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use maud::{Markup, html};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::super::Door;
+use super::super::answer::Answer;
+use super::super::problem::Problem;
+use super::super::request::{Query, Request};
+use super::api::Refused;
+use super::layout::Shell;
+use super::sales::Sale;
+use super::shopper::{Listed, field};
+use super::vendor::say;
+use super::{Page, shown};
+use crate::integrations::http_client::percent_encoded;
+
+const KINDS: [&str; 9] = ["order", "cart", "payment", "inventory", "flash_sale", "product", "shop", "user", "request"];
+/// Of an entity with a long life the newest records are listed.
+const RECORDS_MAX: usize = 200;
+
+#[derive(Deserialize)]
+struct Cluster {
+    members: Vec<Member>,
+    residents: BTreeMap<String, u64>,
+    set_aside: Vec<SetAside>,
+    waiting: u64,
+    agenda: u64,
+    live_sessions: u64,
+}
+
+#[derive(Deserialize)]
+struct Member {
+    name: String,
+    #[serde(rename = "self")]
+    is_self: bool,
+    state: String,
+    http: String,
+    version: String,
+    partitions: u64,
+    residents: Option<BTreeMap<String, u64>>,
+}
+
+#[derive(Deserialize)]
+struct SetAside {
+    kind: String,
+    id: String,
+    reason: String,
+}
+
+#[derive(Deserialize)]
+struct Inspection {
+    version: u64,
+    state: Value,
+    history: Vec<Value>,
+}
+
+#[derive(Deserialize)]
+struct Account {
+    id: String,
+    email: String,
+    name: String,
+    roles: Vec<String>,
+}
+
+/// `GET /operator`
+pub async fn home(door: Arc<Door>, request: Request) -> Result<Answer, Problem> {
+    shown(door, request, async |page| {
+        let fields = page.form_fields()?;
+        let cluster: Cluster = page.api().get("/api/cluster").await?;
+        let kinds: Vec<&String> = cluster.residents.keys().collect();
+        let content = html! {
+            h1 { "Operation" }
+            nav aria-label="Operation" {
+                a href="/operator/entities" { "Entities" } " " a href="/operator/sales" { "Flash sales" } " " a href="/operator/users" { "Accounts" } " " a href="/metrics" { "Metrics" }
+            }
+            section #cluster data-refresh="2000" aria-labelledby="cluster-title" {
+                h2 #cluster-title { "The cluster" }
+                p { (cluster.waiting) " commands wait, " (cluster.agenda) " entities owe something or wait for a moment, " (cluster.live_sessions) " live connections." }
+                div .scroll tabindex="0" role="region" aria-label="Nodes" {
+                    table {
+                        thead { tr { th scope="col" { "Node" } th scope="col" { "State" } th scope="col" { "Version" } th scope="col" { "Partitions" } @for kind in &kinds { th scope="col" { (kind) } } } }
+                        tbody { @for member in &cluster.members { tr {
+                            th scope="row" { (member.name) @if member.is_self { " (this one)" } br; span .from { (member.http) } }
+                            td { (member.state) }
+                            td { (member.version) }
+                            td { meter min="0" max="256" value=(member.partitions) aria-label=(format!("Partitions of {}", member.name)) {} " " (member.partitions) }
+                            @for kind in &kinds {
+                                td { @match &member.residents { None => "?", Some(residents) => (residents.get(*kind).copied().unwrap_or(0)) } }
+                            }
+                        } } }
+                    }
+                }
+            }
+            section #set-aside data-refresh="5000" aria-labelledby="aside-title" {
+                h2 #aside-title { "Set aside" }
+                @if cluster.set_aside.is_empty() { p { "No entity is." } }
+                ul { @for aside in &cluster.set_aside { li {
+                    a href=(entity_path(&aside.kind, &aside.id)) { (aside.kind) " " (aside.id) } ": " (aside.reason)
+                    form .inline method="post" action="/operator/release" {
+                        (fields)
+                        input type="hidden" name="kind" value=(aside.kind); input type="hidden" name="id" value=(aside.id);
+                        button type="submit" { "Take it back" }
+                    }
+                } } }
+            }
+            (limits(page))
+        };
+        page.show(&Shell::live("Operation", "fresh.js"), &content)
+    })
+    .await
+}
+
+/// What one caller may ask of this node.
+fn limits(page: &Page) -> Markup {
+    let quotas = &page.door.config.quotas;
+    let rows = [
+        ("Reads", quotas.reads.to_string()),
+        ("Writes", quotas.writes.to_string()),
+        ("Checkouts", quotas.checkout.to_string()),
+        ("Claims", quotas.claims.to_string()),
+        ("Passwords", quotas.login.to_string()),
+        ("Operator", quotas.operator.to_string()),
+    ];
+    html! {
+        section aria-labelledby="limits-title" {
+            h2 #limits-title { "Limits of one caller at this node" }
+            dl { @for (name, quota) in &rows { dt { (name) } dd { (quota) } } }
+        }
+    }
+}
+
+fn entity_path(kind: &str, id: &str) -> String {
+    format!("/operator/entities?kind={}&id={}", percent_encoded(kind), percent_encoded(id))
+}
+
+/// `POST /operator/release`
+pub async fn release(door: Arc<Door>, request: Request) -> Result<Answer, Problem> {
+    shown(door, request, async |page| {
+        let form = page.form()?;
+        let path =
+            format!("/api/cluster/set-aside/{}/{}/release", percent_encoded(form.get("kind")), percent_encoded(form.get("id")));
+        say(page, page.api().post::<Value>(&path, form.get("key"), &json!({})).await.map(drop), "It is taken back.")?;
+        page.go("/operator")
+    })
+    .await
+}
+
+/// `GET /operator/entities`
+pub async fn entities(door: Arc<Door>, request: Request) -> Result<Answer, Problem> {
+    shown(door, request, async |page| {
+        let text = page.request.query.clone();
+        let query = Query::parse(&text, &["kind", "id", "until"])?;
+        let (kind, id) = (query.get("kind").unwrap_or("order"), query.get("id").unwrap_or_default());
+        let path = format!("/api/cluster/entities/{}/{}", percent_encoded(kind), percent_encoded(id));
+        let whole = if id.is_empty() { None } else { page.api().find::<Inspection>(&path).await? };
+        let until = query.parsed::<u64>("until", "a version")?.filter(|until| *until > 0);
+        let then = match (&whole, until) {
+            (Some(whole), Some(until)) if until < whole.version => {
+                page.api().find::<Inspection>(&format!("{path}?until={until}")).await?
+            }
+            _ => None,
+        };
+        let content = html! {
+            h1 { "An entity, as the journal tells it" }
+            form .filters method="get" action="/operator/entities" {
+                p .field { label for="kind" { "Kind" } select #kind name="kind" { @for known in KINDS { option value=(known) selected[known == kind] { (known) } } } }
+                (field("id", "Id", id, None, html! {}))
+                button type="submit" { "Show" }
+            }
+            @match &whole {
+                None => @if !id.is_empty() { p .error role="alert" { "The journal knows no " (kind) " of this id." } },
+                Some(whole) => (life(kind, id, whole, then.as_ref())),
+            }
+        };
+        page.show(&Shell::live("Entities", "slider.js"), &content)
+    })
+    .await
+}
+
+fn life(kind: &str, id: &str, whole: &Inspection, then: Option<&Inspection>) -> Markup {
+    let seen = then.unwrap_or(whole);
+    let state = serde_json::to_string_pretty(&seen.state).unwrap_or_default();
+    let first = whole.history.len().saturating_sub(RECORDS_MAX);
+    let text = |record: &Value, name: &str| record[name].as_str().unwrap_or_default().to_owned();
+    html! {
+        form .slider method="get" action="/operator/entities" {
+            input type="hidden" name="kind" value=(kind);
+            input type="hidden" name="id" value=(id);
+            p .field {
+                label for="until" { "At version " output data-live="version" { (seen.version) } " of " (whole.version) }
+                input #until type="range" name="until" min="1" max=(whole.version) value=(seen.version);
+            }
+            button type="submit" { "Show it as it was" }
+        }
+        div #state {
+            h2 { "State" }
+            pre .scroll tabindex="0" role="region" aria-label="State" { (state) }
+        }
+        h2 { "What happened" }
+        @if first > 0 { p { "The newest " (RECORDS_MAX) " of " (whole.history.len()) " records." } }
+        ol .timeline start=(first + 1) { @for record in whole.history.iter().skip(first) {
+            li aria-current=[(record["entityversion"] == seen.version).then_some("step")] {
+                time datetime=(text(record, "time")) { (text(record, "time")) } " " strong { (text(record, "type")) } " by " (text(record, "askedby"))
+                details { summary { "Data" } pre .scroll tabindex="0" role="region" aria-label=(format!("Data of record {}", record["entityversion"])) { (serde_json::to_string_pretty(&record["data"]).unwrap_or_default()) } }
+            }
+        } }
+    }
+}
+
+/// `GET /operator/sales`
+pub async fn sales(door: Arc<Door>, request: Request) -> Result<Answer, Problem> {
+    shown(door, request, async |page| {
+        let fields = page.form_fields()?;
+        let listed: Listed<Sale> = page.api().get("/api/flash-sales?limit=100").await?;
+        let content = html! {
+            h1 { "Flash sales" }
+            ul .lines { @for sale in &listed.items { li { article .line {
+                h2 { a href=(format!("/vendor/sales/{}", sale.id)) { (sale.title) " for " (sale.price) } }
+                p { (sale.status) ", " (sale.quantity) " units, from " time datetime=(sale.starts_at) { (sale.starts_at) } " to " time datetime=(sale.ends_at) { (sale.ends_at) } }
+                @if sale.status == "draft" {
+                    form .inline method="post" action=(format!("/vendor/sales/{}/approve", sale.id)) { (fields) button .main type="submit" { "Approve" span .hidden { " " (sale.title) } } }
+                }
+                @if ["draft", "scheduled", "active", "paused"].contains(&sale.status.as_str()) {
+                    form method="post" action=(format!("/operator/sales/{}", sale.id)) {
+                        (fields)
+                        label for=(format!("rate-{}", sale.id)) { "Admissions a second (empty: no limit)" }
+                        input id=(format!("rate-{}", sale.id)) type="number" name="rate" min="1" value=[sale.admissions_per_second];
+                        label for=(format!("bits-{}", sale.id)) { "Bits of work" }
+                        input id=(format!("bits-{}", sale.id)) type="number" name="bits" min="0" max="28" value=(sale.challenge_bits);
+                        button type="submit" { "Set" span .hidden { " for " (sale.title) } }
+                    }
+                }
+            } } } }
+        };
+        page.show(&Shell::plain("Flash sales"), &content)
+    })
+    .await
+}
+
+/// `POST /operator/sales/{id}`
+pub async fn tune(door: Arc<Door>, request: Request) -> Result<Answer, Problem> {
+    shown(door, request, async |page| {
+        let form = page.form()?;
+        let rate = if form.get("rate").is_empty() { Value::Null } else { form.number("rate") };
+        let body = json!({ "admissions_per_second": rate, "challenge_bits": form.number("bits") });
+        let path = format!("/api/flash-sales/{}", page.param(0));
+        say(page, page.api().patch::<Value>(&path, &body).await.map(drop), "It is set.")?;
+        page.go("/operator/sales")
+    })
+    .await
+}
+
+/// `GET /operator/users`
+pub async fn users(door: Arc<Door>, request: Request) -> Result<Answer, Problem> {
+    shown(door, request, async |page| {
+        let text = page.request.query.clone();
+        let query = Query::parse(&text, &["email"])?;
+        let email = query.get("email").unwrap_or_default().trim().to_owned();
+        let fields = page.form_fields()?;
+        let found = match email.is_empty() {
+            true => Ok(None),
+            false => page.api().find::<Account>(&format!("/api/users?email={}", percent_encoded(&email))).await,
+        };
+        let (found, wrong) = match found {
+            Ok(found) => (found, None),
+            Err(refused) if refused.status == 400 => (None, Some(refused)),
+            Err(refused) => return Err(refused.into()),
+        };
+        let is_admin = |account: &Account| account.roles.iter().any(|role| role == "admin");
+        let content = html! {
+            h1 { "Accounts" }
+            form .filters method="get" action="/operator/users" {
+                (field("email", "E-mail address", &email, wrong.as_ref().map(|_| "this cannot be an e-mail address"), html! {}))
+                button type="submit" { "Find" }
+            }
+            @match &found {
+                None => @if !email.is_empty() && wrong.is_none() { p role="status" { "Nobody has this address." } },
+                Some(account) => article .line {
+                    h2 { (account.name) }
+                    p { (account.email) " · " (account.id) " · " (account.roles.join(", ")) }
+                    form .inline method="post" action=(format!("/operator/users/{}/admin", account.id)) {
+                        (fields)
+                        input type="hidden" name="email" value=(account.email);
+                        @if is_admin(account) { button type="submit" name="act" value="revoke" { "Not an admin any more" } }
+                        @else { button type="submit" name="act" value="grant" { "Make an admin" } }
+                    }
+                },
+            }
+        };
+        page.show(&Shell::plain("Accounts"), &content)
+    })
+    .await
+}
+
+/// `POST /operator/users/{id}/admin`
+pub async fn change_admin(door: Arc<Door>, request: Request) -> Result<Answer, Problem> {
+    shown(door, request, async |page| {
+        let form = page.form()?;
+        let path = format!("/api/users/{}/roles", percent_encoded(page.param(0)));
+        let outcome: Result<(), Refused> = match form.get("act") {
+            "revoke" => page.api().delete(&format!("{path}/admin")).await,
+            _ => page.api().post::<Value>(&path, form.get("key"), &json!({ "role": "admin" })).await.map(drop),
+        };
+        say(page, outcome, "Done.")?;
+        page.go(&format!("/operator/users?email={}", percent_encoded(form.get("email"))))
+    })
+    .await
+}

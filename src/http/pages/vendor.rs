@@ -1,0 +1,315 @@
+//! A vendor's own shop: orders to ship, products and stock, sales and how they go.
+
+use std::sync::Arc;
+
+use maud::{Markup, PreEscaped, html};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::super::Door;
+use super::super::answer::Answer;
+use super::super::problem::Problem;
+use super::super::request::Request;
+use super::api::Refused;
+use super::layout::Shell;
+use super::sales::Sale;
+use super::shopper::{Listed, cents, reason};
+use super::{Failed, Page, charts, shown};
+use crate::domain::{Money, Timestamp};
+use crate::integrations::http_client::percent_encoded;
+
+/// Pages of the shop's newest orders that its chart is drawn from.
+const CHART_PAGES_MAX: usize = 10;
+const CHART_HOURS: usize = 24;
+const HOUR_MS: i64 = 60 * 60 * 1_000;
+const PRODUCTS: usize = 50;
+
+#[derive(Deserialize)]
+struct Ordered {
+    id: String,
+    total: Money,
+    items: u64,
+    placed_at: Timestamp,
+}
+
+#[derive(Deserialize)]
+struct Sold {
+    id: String,
+    title: String,
+    variants: Vec<SoldVariant>,
+}
+
+#[derive(Deserialize)]
+struct SoldVariant {
+    sku: String,
+    price: Money,
+}
+
+#[derive(Deserialize)]
+struct Stock {
+    on_hand: u64,
+    reserved: u64,
+    held: u64,
+    available: u64,
+    low_stock_threshold: u64,
+}
+
+/// The shop of whoever looks.
+fn own_shop(page: &Page) -> Result<String, Failed> {
+    match page.visit.account() {
+        None => Err(Refused { status: 401, ..Refused::default() }.into()),
+        Some(account) => account.shop.clone().ok_or_else(|| {
+            let title = "This account has no shop.".to_owned();
+            Refused { status: 403, title, ..Refused::default() }.into()
+        }),
+    }
+}
+
+/// `GET /vendor`
+pub async fn home(door: Arc<Door>, request: Request) -> Result<Answer, Problem> {
+    shown(door, request, async |page| {
+        let shop = own_shop(page)?;
+        let fields = page.form_fields()?;
+        let api = page.api();
+        let (to_ship, lately) = (format!("/api/orders?shop={shop}&status=paid&limit=50"), lately(page, &shop));
+        let (to_ship, lately) = tokio::join!(api.get::<Listed<Ordered>>(&to_ship), lately);
+        let (to_ship, (labels, units)) = (to_ship?.items, lately?);
+        let content = html! {
+            h1 { "Your shop" }
+            nav aria-label="Your shop" { a href="/vendor/products" { "Products and stock" } " " a href="/vendor/sales" { "Flash sales" } }
+            section #to-ship data-refresh="2000" aria-labelledby="to-ship-title" {
+                h2 #to-ship-title { "To ship" }
+                @if to_ship.is_empty() { p { "Nothing waits to be sent." } }
+                ul .lines { @for order in &to_ship { li { (shipping(order, &fields)) } } }
+            }
+            section #lately data-refresh="10000" aria-labelledby="lately-title" {
+                h2 #lately-title { "Orders of the last 24 hours" }
+                (PreEscaped(charts::bars(&labels, &units, 3)))
+                p { (units.iter().sum::<u64>()) " orders, at most " (units.iter().max().copied().unwrap_or(0)) " in one hour." }
+            }
+        };
+        page.show(&Shell::live("Your shop", "fresh.js"), &content)
+    })
+    .await
+}
+
+fn shipping(order: &Ordered, fields: &Markup) -> Markup {
+    let (carrier, number) = (format!("carrier-{}", order.id), format!("number-{}", order.id));
+    html! {
+        article .line data-order=(order.id) {
+            h3 { a href=(format!("/orders/{}", order.id)) { (order.id) } }
+            p .from { (order.items) " units · " (order.total) " · placed " time datetime=(order.placed_at) { (order.placed_at) } }
+            form method="post" action=(format!("/vendor/orders/{}/ship", order.id)) {
+                (fields)
+                label for=(carrier) { "Carrier" } input id=(carrier) name="carrier" required maxlength="64";
+                label for=(number) { "Tracking number" } input id=(number) name="tracking_number" maxlength="64";
+                button type="submit" { "Shipped" span .hidden { " " (order.id) } }
+            }
+        }
+    }
+}
+
+/// Orders in each of the last hours, oldest first, with the hour's name.
+async fn lately(page: &Page, shop: &str) -> Result<(Vec<String>, Vec<u64>), Failed> {
+    let (now, mut counts) = (page.door.now(), vec![0_u64; CHART_HOURS]);
+    let mut cursor = String::new();
+    'pages: for _ in 0..CHART_PAGES_MAX {
+        let listed: Listed<Ordered> = page.api().get(&format!("/api/orders?shop={shop}&limit=100{cursor}")).await?;
+        for order in listed.items {
+            let ago = usize::try_from(now.since_ms(order.placed_at).max(0) / HOUR_MS).unwrap_or(usize::MAX);
+            let Some(count) = counts.iter_mut().rev().nth(ago) else { break 'pages };
+            *count += 1;
+        }
+        match listed.next_cursor {
+            Some(next) => cursor = format!("&cursor={next}"),
+            None => break,
+        }
+    }
+    let hour = |index: usize| {
+        let back = (CHART_HOURS - 1 - index) as i64 * HOUR_MS;
+        now.plus_ms(-back).to_string().get(11..13).map(|hour| format!("{hour}h")).unwrap_or_default()
+    };
+    Ok(((0..CHART_HOURS).map(hour).collect(), counts))
+}
+
+/// `POST /vendor/orders/{id}/ship`
+pub async fn ship(door: Arc<Door>, request: Request) -> Result<Answer, Problem> {
+    shown(door, request, async |page| {
+        let form = page.form()?;
+        let mut body = json!({ "carrier": form.get("carrier") });
+        if !form.get("tracking_number").is_empty() {
+            body["tracking_number"] = form.get("tracking_number").into();
+        }
+        let path = format!("/api/orders/{}/shipments", page.param(0));
+        say(page, page.api().post::<Value>(&path, form.get("key"), &body).await.map(drop), "It is on its way.")?;
+        page.go("/vendor")
+    })
+    .await
+}
+
+/// Tells on the next page what came of something.
+pub fn say(page: &mut Page, outcome: Result<(), Refused>, done: &str) -> Result<(), Failed> {
+    match outcome {
+        Ok(()) => page.visit.say(done),
+        Err(refused) if refused.status < 500 && refused.status != 401 => page.visit.say(&reason(&refused)),
+        Err(refused) => return Err(refused.into()),
+    }
+    Ok(())
+}
+
+/// `GET /vendor/products`
+pub async fn products(door: Arc<Door>, request: Request) -> Result<Answer, Problem> {
+    shown(door, request, async |page| {
+        let shop = own_shop(page)?;
+        let fields = page.form_fields()?;
+        let api = page.api();
+        let listed: Listed<Sold> = api.get(&format!("/api/products?shop={shop}&limit={PRODUCTS}")).await?;
+        let rows = listed.items.iter().flat_map(|product| product.variants.iter().map(move |variant| (product, variant)));
+        let rows = rows.map(async |(product, variant)| {
+            let stock = api.find::<Stock>(&format!("/api/inventory/{}", percent_encoded(&variant.sku))).await?;
+            Ok::<_, Refused>((product, variant, stock))
+        });
+        let rows: Result<Vec<_>, Refused> = futures_util::future::join_all(rows).await.into_iter().collect();
+        let rows = rows?;
+        let content = html! {
+            h1 { "Products and stock" }
+            div #stock .scroll data-refresh="5000" tabindex="0" role="region" aria-label="Products and stock" {
+                table {
+                    thead { tr { @for name in ["Product", "Sku", "Price", "On hand", "Held", "Reserved", "Available", "More or less"] { th scope="col" { (name) } } } }
+                    tbody { @for (product, variant, stock) in &rows { tr {
+                        td { a href=(format!("/products/{}", product.id)) { (product.title) } }
+                        td { (variant.sku) }
+                        td { (variant.price) }
+                        @match stock {
+                            None => td colspan="5" { "no stock" },
+                            Some(stock) => {
+                                td { (stock.on_hand) } td { (stock.held) } td { (stock.reserved) }
+                                td { (stock.available) @if stock.available <= stock.low_stock_threshold { " " span .badge { "low" } } }
+                                td {
+                                    form .adjust method="post" action=(format!("/vendor/stock/{}", percent_encoded(&variant.sku))) {
+                                        (fields)
+                                        label .hidden for=(format!("delta-{}", variant.sku)) { "Units more or less of " (variant.sku) }
+                                        input id=(format!("delta-{}", variant.sku)) type="number" name="delta" required;
+                                        button type="submit" { "Adjust" span .hidden { " " (variant.sku) } }
+                                    }
+                                }
+                            },
+                        }
+                    } } }
+                }
+            }
+        };
+        page.show(&Shell::live("Products and stock", "fresh.js"), &content)
+    })
+    .await
+}
+
+/// `POST /vendor/stock/{sku}`
+pub async fn adjust(door: Arc<Door>, request: Request) -> Result<Answer, Problem> {
+    shown(door, request, async |page| {
+        let form = page.form()?;
+        let path = format!("/api/inventory/{}/adjustments", percent_encoded(page.param(0)));
+        let body = json!({ "delta": form.number("delta"), "reason": "by its vendor" });
+        say(page, page.api().post::<Value>(&path, form.get("key"), &body).await.map(drop), "The stock is adjusted.")?;
+        page.go("/vendor/products")
+    })
+    .await
+}
+
+/// `GET /vendor/sales`
+pub async fn sales(door: Arc<Door>, request: Request) -> Result<Answer, Problem> {
+    shown(door, request, async |page| {
+        let shop = own_shop(page)?;
+        let fields = page.form_fields()?;
+        let listed: Listed<Sale> = page.api().get(&format!("/api/flash-sales?shop={shop}&limit=50")).await?;
+        let now = page.door.now();
+        let content = html! {
+            h1 { "Your flash sales" }
+            ul { @for sale in &listed.items {
+                li { a href=(format!("/vendor/sales/{}", sale.id)) { (sale.title) " for " (sale.price) } ", " (sale.quantity) " units, " (sale.status) }
+            } }
+            section aria-labelledby="new" {
+                h2 #new { "A new one" }
+                form method="post" action="/vendor/sales" {
+                    (fields)
+                    p .field { label for="sku" { "Sku" } input #sku name="sku" required; }
+                    p .field { label for="price" { "Price" } input #price name="price" inputmode="decimal" required; }
+                    p .field { label for="currency" { "Currency" } input #currency name="currency" value="EUR" maxlength="3" required; }
+                    p .field { label for="quantity" { "Units" } input #quantity type="number" name="quantity" min="1" value="100" required; }
+                    p .field { label for="limit" { "At most for each customer" } input #limit type="number" name="limit" min="1" value="1" required; }
+                    p .field { label for="starts_at" { "Starts at (UTC)" } input #starts_at name="starts_at" value=(now.plus_ms(HOUR_MS)) required; }
+                    p .field { label for="ends_at" { "Ends at (UTC)" } input #ends_at name="ends_at" value=(now.plus_ms(2 * HOUR_MS)) required; }
+                    p .check { input #guests type="checkbox" name="guests" value="true"; label for="guests" { "Also for guests" } }
+                    button .main type="submit" { "Propose it" }
+                }
+                p { "An admin approves it; then its units are set aside." }
+            }
+        };
+        page.show(&Shell::plain("Your flash sales"), &content)
+    })
+    .await
+}
+
+/// `POST /vendor/sales`
+pub async fn new_sale(door: Arc<Door>, request: Request) -> Result<Answer, Problem> {
+    shown(door, request, async |page| {
+        let form = page.form()?;
+        let price: Value = cents(form.get("price")).parse::<i64>().map_or_else(|_| form.get("price").into(), Value::from);
+        let body = json!({
+            "sku": form.get("sku"), "price": { "amount": price, "currency": form.get("currency").to_uppercase() },
+            "quantity": form.number("quantity"), "per_customer_limit": form.number("limit"),
+            "starts_at": form.get("starts_at"), "ends_at": form.get("ends_at"), "guests": form.get("guests") == "true",
+        });
+        say(page, page.api().post::<Value>("/api/flash-sales", form.get("key"), &body).await.map(drop), "It is proposed.")?;
+        page.go("/vendor/sales")
+    })
+    .await
+}
+
+/// `GET /vendor/sales/{id}`: a sale's cockpit.
+pub async fn cockpit(door: Arc<Door>, request: Request) -> Result<Answer, Problem> {
+    shown(door, request, async |page| {
+        let fields = page.form_fields()?;
+        let sale: Sale = page.api().get(&format!("/api/flash-sales/{}", page.param(0))).await?;
+        let acts: &[(&str, &str)] = match sale.status.as_str() {
+            "draft" | "scheduled" => &[("cancel", "Call it off")],
+            "active" => &[("pause", "Pause"), ("cancel", "Call it off")],
+            "paused" => &[("resume", "Go on"), ("cancel", "Call it off")],
+            _ => &[],
+        };
+        let content = html! {
+            div .sale-page .cockpit data-topic=(format!("flash_sale:{}", sale.id)) data-status=(sale.status) {
+                h1 { (sale.title) }
+                p .status role="status" { strong { (sale.status) } " · " (sale.price) " · until " time datetime=(sale.ends_at) { (sale.ends_at) } }
+                dl {
+                    dt { "Claims a second" } dd data-live="rate" { "0" }
+                    dt { "Free" } dd data-live="available" { (sale.available) }
+                    dt { "Held" } dd data-live="held" { (sale.held) }
+                    dt { "Sold" } dd data-live="sold" { (sale.sold) }
+                    dt { "In line" } dd data-live="waiting" { (sale.waiting) }
+                }
+                meter data-live-meter="sold" min="0" max=(sale.quantity) value=(sale.sold) aria-label="Units sold" {}
+                @for (act, label) in acts {
+                    form .inline method="post" action=(format!("/vendor/sales/{}/{act}", sale.id)) { (fields) button type="submit" { (label) } " " }
+                }
+            }
+        };
+        page.show(&Shell::live(&sale.title, "cockpit.js"), &content)
+    })
+    .await
+}
+
+/// `POST /vendor/sales/{id}/{act}`
+pub async fn act(door: Arc<Door>, request: Request) -> Result<Answer, Problem> {
+    shown(door, request, async |page| {
+        let form = page.form()?;
+        let (sale, act) = (page.param(0).to_owned(), page.param(1).to_owned());
+        if !["pause", "resume", "cancel", "approve"].contains(&act.as_str()) {
+            return Err(Problem::not_found().into());
+        }
+        let path = format!("/api/flash-sales/{sale}/{act}");
+        say(page, page.api().post::<Value>(&path, form.get("key"), &json!({})).await.map(drop), "Done.")?;
+        page.go(&format!("/vendor/sales/{sale}"))
+    })
+    .await
+}
