@@ -73,12 +73,7 @@ fn hide(hidden: &[&str], value: &mut serde_json::Value) {
 }
 
 /// Reads one entity from the journal, with neither actor nor snapshot: all of its life, or what it was until a version.
-pub async fn inspect(
-    journal: &dyn Journal,
-    kind: &str,
-    id: &str,
-    until: Option<Version>,
-) -> Result<Inspection, InspectError> {
+pub async fn inspect(journal: &dyn Journal, kind: &str, id: &str, until: Option<Version>) -> Result<Inspection, InspectError> {
     const READ_BATCHES: usize = 1_000;
     let mut folds = Folds { kind, found: None, known: Vec::new() };
     every_kind(&mut folds);

@@ -12,7 +12,7 @@ use super::super::answer::Answer;
 use super::super::problem::Problem;
 use super::super::request::{Query, Request};
 use super::api::Refused;
-use super::layout::Shell;
+use super::layout::{Shell, when};
 use super::shopper::reason;
 use super::{Failed, Page, shown};
 use crate::domain::Timestamp;
@@ -154,7 +154,7 @@ pub async fn account(door: Arc<Door>, request: Request) -> Result<Answer, Proble
                 dt { "Name" } dd { (me.name) }
                 dt { "E-mail address" } dd { (me.email) }
                 dt { "Roles" } dd { (me.roles.join(", ")) }
-                dt { "Since" } dd { time datetime=(me.created_at) { (me.created_at) } }
+                dt { "Since" } dd { (when(&me.created_at)) }
             }
             p { a href="/orders" { "Your orders" } }
         };

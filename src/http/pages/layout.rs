@@ -16,6 +16,13 @@ pub struct Shell<'a> {
     pub script: Option<&'static str>,
 }
 
+/// A moment as people read it.
+pub fn when(time: &impl ToString) -> Markup {
+    let time = time.to_string();
+    let (day, clock) = (time.get(..10).unwrap_or(&time), time.get(11..16).unwrap_or_default());
+    html! { time datetime=(time) { (day) " " (clock) " UTC" } }
+}
+
 impl<'a> Shell<'a> {
     pub fn plain(title: &'a str) -> Self {
         Shell { title, ..Shell::default() }

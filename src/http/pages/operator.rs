@@ -12,7 +12,7 @@ use super::super::answer::Answer;
 use super::super::problem::Problem;
 use super::super::request::{Query, Request};
 use super::api::Refused;
-use super::layout::Shell;
+use super::layout::{Shell, when};
 use super::sales::Sale;
 use super::shopper::{Listed, field};
 use super::vendor::say;
@@ -205,7 +205,7 @@ fn life(kind: &str, id: &str, whole: &Inspection, then: Option<&Inspection>) -> 
         @if first > 0 { p { "The newest " (RECORDS_MAX) " of " (whole.history.len()) " records." } }
         ol .timeline start=(first + 1) { @for record in whole.history.iter().skip(first) {
             li aria-current=[(record["entityversion"] == seen.version).then_some("step")] {
-                time datetime=(text(record, "time")) { (text(record, "time")) } " " strong { (text(record, "type")) } " by " (text(record, "askedby"))
+                (when(&text(record, "time"))) " " strong { (text(record, "type")) } " by " (text(record, "askedby"))
                 details { summary { "Data" } pre .scroll tabindex="0" role="region" aria-label=(format!("Data of record {}", record["entityversion"])) { (serde_json::to_string_pretty(&record["data"]).unwrap_or_default()) } }
             }
         } }
@@ -221,7 +221,7 @@ pub async fn sales(door: Arc<Door>, request: Request) -> Result<Answer, Problem>
             h1 { "Flash sales" }
             ul .lines { @for sale in &listed.items { li { article .line {
                 h2 { a href=(format!("/vendor/sales/{}", sale.id)) { (sale.title) " for " (sale.price) } }
-                p { (sale.status) ", " (sale.quantity) " units, from " time datetime=(sale.starts_at) { (sale.starts_at) } " to " time datetime=(sale.ends_at) { (sale.ends_at) } }
+                p { (sale.status) ", " (sale.quantity) " units, from " (when(&sale.starts_at)) " to " (when(&sale.ends_at)) }
                 @if sale.status == "draft" {
                     form .inline method="post" action=(format!("/vendor/sales/{}/approve", sale.id)) { (fields) button .main type="submit" { "Approve" span .hidden { " " (sale.title) } } }
                 }

@@ -27,8 +27,9 @@ pub struct Sale {
     pub starts_at: Timestamp,
     pub ends_at: Timestamp,
     pub guests: bool,
+    /// A list does not say it.
     #[serde(default)]
-    pub available: u32,
+    pub available: Option<u32>,
     #[serde(default)]
     pub held: u32,
     #[serde(default)]
@@ -99,8 +100,11 @@ fn next_moment(sale: &Sale) -> Option<Timestamp> {
 fn state(sale: &Sale) -> String {
     match sale.status.as_str() {
         "scheduled" => "Starts in".to_owned(),
-        "active" if sale.available > 0 => format!("{} of {} left, ends in", sale.available, sale.quantity),
-        "active" => "All claimed for now, ends in".to_owned(),
+        "active" => match sale.available {
+            None => "On now, ends in".to_owned(),
+            Some(0) => "All claimed for now, ends in".to_owned(),
+            Some(available) => format!("{available} of {} left, ends in", sale.quantity),
+        },
         "paused" => "Paused, ends in".to_owned(),
         "sold_out" => "Sold out".to_owned(),
         "ended" => "Over".to_owned(),
@@ -155,7 +159,7 @@ pub async fn sale(door: Arc<Door>, request: Request) -> Result<Answer, Problem> 
                 p .price { strong data-live="price" { (sale.price) } " instead of the usual price. "
                     a href=(format!("/products/{}", sale.product_id)) { "The product" } }
                 p .status role="status" { span data-live="state" { (state(&sale)) } @if let Some(at) = next_moment(&sale) { " " (countdown(at)) } }
-                meter data-live-meter="available" min="0" max=(sale.quantity) value=(sale.available) aria-label="Units left" {}
+                meter data-live-meter="available" min="0" max=(sale.quantity) value=(sale.available.unwrap_or(0)) aria-label="Units left" {}
                 p { span data-live="waiting" { (sale.waiting) } " in line. At most " (sale.per_customer_limit) " for each customer." }
                 section #own aria-labelledby="own-title" aria-live="polite" {
                     h2 #own-title { "You in this sale" }

@@ -12,7 +12,7 @@ use super::super::answer::Answer;
 use super::super::problem::Problem;
 use super::super::request::{Query, Request};
 use super::api::{Refused, Wrong};
-use super::layout::Shell;
+use super::layout::{Shell, when};
 use super::sales::{self, Sale};
 use super::visit::Form;
 use super::{Failed, Page, shown};
@@ -657,6 +657,32 @@ fn told(status: &str) -> &str {
     }
 }
 
+/// An event in words, as scripts write it too: see `order.js`.
+fn happened(event_type: &str) -> &str {
+    match event_type {
+        "order.created" => "Placed",
+        "order.placed_again" => "Tried again",
+        "order.line.reserved" => "Units reserved",
+        "order.line.refused" => "Units not to be had",
+        "order.line.released" => "Units given back",
+        "order.line.committed" => "Units set aside for you",
+        "order.line.restocked" => "Units back in the stock",
+        "order.updated" => "Updated",
+        "order.payment.authorized" => "Payment authorized",
+        "order.payment.captured" => "Money taken",
+        "order.payment.capture_failed" => "The money could not be taken",
+        "order.payment.voided" => "Payment voided",
+        "order.payment.refunded" => "Money given back",
+        "order.claimed" => "Taken into an account",
+        "order.paid" => "Paid",
+        "order.shipped" => "On its way",
+        "order.payment_failed" => "Not paid",
+        "order.cancelled" => "Cancelled",
+        "order.refunded" => "Refunded",
+        other => other,
+    }
+}
+
 /// `GET /orders/{id}`
 pub async fn order(door: Arc<Door>, request: Request) -> Result<Answer, Problem> {
     shown(door, request, async |page| {
@@ -665,7 +691,7 @@ pub async fn order(door: Arc<Door>, request: Request) -> Result<Answer, Problem>
         let order: Order = page.api().get(&path).await?;
         let history: Listed<Happened> = page.api().get(&format!("{path}/history?limit=100")).await?;
         let reached = STEPS.iter().position(|(status, _)| *status == order.status);
-        let after = history.items.last().map_or(0, |happened| happened.version);
+        let after = history.items.last().map_or(0, |event| event.version);
         let can_cancel = ["pending", "reserved", "paid"].contains(&order.status.as_str());
         let content = html! {
             h1 { "Your order" }
@@ -686,7 +712,7 @@ pub async fn order(door: Arc<Door>, request: Request) -> Result<Answer, Problem>
                     address { (to.name) br; (to.line1) br; @if let Some(line2) = &to.line2 { (line2) br; } (to.postal_code) " " (to.city) ", " (to.country) }
                 }
                 @if let Some(email) = &order.email { p { "A confirmation goes to " (email) "." } }
-                p { "Placed " time datetime=(order.placed_at) { (order.placed_at) } "." }
+                p { "Placed " (when(&order.placed_at)) "." }
                 @for shipment in &order.shipments {
                     p { "Sent with " (shipment.carrier) @if let Some(number) = &shipment.tracking_number { ", number " (number) } "." }
                 }
@@ -698,8 +724,8 @@ pub async fn order(door: Arc<Door>, request: Request) -> Result<Answer, Problem>
                 section aria-labelledby="timeline" {
                     h2 #timeline { "What happened" }
                     ol .timeline data-list="timeline" {
-                        @for happened in &history.items {
-                            li { time datetime=(happened.time) { (happened.time) } " " (happened.event_type) }
+                        @for event in &history.items {
+                            li { (when(&event.time)) " " (happened(&event.event_type)) }
                         }
                     }
                 }
@@ -740,7 +766,7 @@ pub async fn orders(door: Arc<Door>, request: Request) -> Result<Answer, Problem
                         thead { tr { th scope="col" { "Order" } th scope="col" { "Placed" } th scope="col" { "Units" } th scope="col" { "Total" } th scope="col" { "Status" } } }
                         tbody { @for order in &listed.items { tr {
                             td { a href=(format!("/orders/{}", order.id)) { (order.id) } }
-                            td { time datetime=(order.placed_at) { (order.placed_at) } }
+                            td { (when(&order.placed_at)) }
                             td { (order.items) }
                             td { (order.total) }
                             td { (told(&order.status)) }

@@ -11,7 +11,7 @@ use super::super::answer::Answer;
 use super::super::problem::Problem;
 use super::super::request::Request;
 use super::api::Refused;
-use super::layout::Shell;
+use super::layout::{Shell, when};
 use super::sales::Sale;
 use super::shopper::{Listed, cents, reason};
 use super::{Failed, Page, charts, shown};
@@ -98,7 +98,7 @@ fn shipping(order: &Ordered, fields: &Markup) -> Markup {
     html! {
         article .line data-order=(order.id) {
             h3 { a href=(format!("/orders/{}", order.id)) { (order.id) } }
-            p .from { (order.items) " units · " (order.total) " · placed " time datetime=(order.placed_at) { (order.placed_at) } }
+            p .from { (order.items) " units · " (order.total) " · placed " (when(&order.placed_at)) }
             form method="post" action=(format!("/vendor/orders/{}/ship", order.id)) {
                 (fields)
                 label for=(carrier) { "Carrier" } input id=(carrier) name="carrier" required maxlength="64";
@@ -280,10 +280,10 @@ pub async fn cockpit(door: Arc<Door>, request: Request) -> Result<Answer, Proble
         let content = html! {
             div .sale-page .cockpit data-topic=(format!("flash_sale:{}", sale.id)) data-status=(sale.status) {
                 h1 { (sale.title) }
-                p .status role="status" { strong { (sale.status) } " · " (sale.price) " · until " time datetime=(sale.ends_at) { (sale.ends_at) } }
+                p .status role="status" { strong { (sale.status) } " · " (sale.price) " · until " (when(&sale.ends_at)) }
                 dl {
                     dt { "Claims a second" } dd data-live="rate" { "0" }
-                    dt { "Free" } dd data-live="available" { (sale.available) }
+                    dt { "Free" } dd data-live="available" { (sale.available.unwrap_or(0)) }
                     dt { "Held" } dd data-live="held" { (sale.held) }
                     dt { "Sold" } dd data-live="sold" { (sale.sold) }
                     dt { "In line" } dd data-live="waiting" { (sale.waiting) }

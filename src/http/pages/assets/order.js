@@ -2,26 +2,42 @@
 import { follow } from "./live.js";
 
 const order = document.querySelector("[data-topic^='order:']");
+// As the server writes them: see `happened` in shopper.rs.
 const words = {
   "order.created": ["pending", "Placed"], "order.paid": ["paid", "Paid"], "order.shipped": ["shipped", "On its way"],
   "order.payment_failed": ["payment_failed", "Not paid"], "order.cancelled": ["cancelled", "Cancelled"],
   "order.refunded": ["refunded", "Refunded"],
+};
+const steps = {
+  "order.placed_again": "Tried again",
+  "order.line.reserved": "Units reserved",
+  "order.line.refused": "Units not to be had",
+  "order.line.released": "Units given back",
+  "order.line.committed": "Units set aside for you",
+  "order.line.restocked": "Units back in the stock",
+  "order.updated": "Updated",
+  "order.payment.authorized": "Payment authorized",
+  "order.payment.captured": "Money taken",
+  "order.payment.capture_failed": "The money could not be taken",
+  "order.payment.voided": "Payment voided",
+  "order.payment.refunded": "Money given back",
+  "order.claimed": "Taken into an account",
 };
 
 function show(type, time) {
   const item = document.createElement("li");
   const when = document.createElement("time");
   when.dateTime = time;
-  when.textContent = time;
-  item.append(when, ` ${type}`);
+  when.textContent = `${time.slice(0, 10)} ${time.slice(11, 16)} UTC`;
+  item.append(when, ` ${words[type]?.[1] ?? steps[type] ?? type}`);
   order.querySelector("[data-list='timeline']").append(item);
   const found = words[type];
   if (!found) return;
   const [status, text] = found;
   order.querySelector("[data-live='status']").textContent = text;
-  const steps = [...order.querySelectorAll("[data-step]")];
-  const reached = steps.findIndex((step) => step.dataset.step === status);
-  steps.forEach((step, index) => {
+  const places = [...order.querySelectorAll("[data-step]")];
+  const reached = places.findIndex((step) => step.dataset.step === status);
+  places.forEach((step, index) => {
     step.classList.toggle("done", index <= reached);
     if (index === reached) step.setAttribute("aria-current", "step");
     else step.removeAttribute("aria-current");

@@ -1,0 +1,353 @@
+// What people do on the pages, each in a browser of its own. `node scenarios.mjs NAME`, started by main.rs.
+import assert from "node:assert/strict";
+import { once } from "node:events";
+import { createInterface } from "node:readline";
+import { createRequire } from "node:module";
+import { readFileSync } from "node:fs";
+import { join } from "node:path";
+import { chromium } from "playwright-core";
+
+const { SOUK_URL: url, SOUK_OPERATOR: operator, CHROMIUM, SCREENSHOTS } = process.env;
+const PASSWORD = "souk-demo";
+const axe = readFileSync(createRequire(import.meta.url).resolve("axe-core/axe.min.js"), "utf8");
+const lines = createInterface({ input: process.stdin });
+const browser = await chromium.launch({ executablePath: CHROMIUM, args: ["--no-sandbox"] });
+
+/** A page of a new visitor. */
+async function visitor(options = {}) {
+  const context = await browser.newContext({ baseURL: url, viewport: { width: 1280, height: 900 }, ...options });
+  context.setDefaultTimeout(15000);
+  const page = await context.newPage();
+  page.on("pageerror", (error) => {
+    throw error;
+  });
+  page.on("console", (message) => {
+    // Whatever the page's own policy refuses is said here.
+    if (message.text().includes("Content Security Policy")) throw new Error(message.text());
+  });
+  return page;
+}
+
+async function logIn(page, email) {
+  await page.goto("/login");
+  await page.getByLabel("E-mail address").fill(email);
+  await page.getByLabel("Password").fill(PASSWORD);
+  await page.getByRole("main").getByRole("button", { name: "Log in" }).click();
+  await page.getByRole("link", { name: "Account" }).waitFor();
+}
+
+async function api(method, path, body, token = operator) {
+  const headers = { authorization: `Bearer ${token}`, "content-type": "application/json" };
+  const answer = await fetch(`${url}${path}`, { method, headers, body: body && JSON.stringify(body) });
+  const text = await answer.text();
+  assert.ok(answer.ok, `${method} ${path}: ${answer.status} ${text}`);
+  return text ? JSON.parse(text) : null;
+}
+
+async function productOf(sku) {
+  return (await api("GET", `/api/inventory/${sku}`)).product_id;
+}
+
+/** Puts one unit into the cart, by a visible control each time. */
+async function addToCart(page, sku) {
+  await page.goto(`/products/${await productOf(sku)}`);
+  await page.locator(`input[value="${sku}"]`).check();
+  await page.getByRole("button", { name: "Add to cart" }).click();
+  await page.getByRole("heading", { name: "Your cart" }).waitFor();
+}
+
+async function fillCheckout(page, changes = {}) {
+  const fields = {
+    "E-mail address": "ada@souk.test", Name: "Ada", "Street and number": "1 Market Street", City: "Fez", "Postal code": "30000",
+    "Country (two letters)": "MA", ...changes,
+  };
+  for (const [label, value] of Object.entries(fields)) await page.getByLabel(label, { exact: true }).fill(value);
+}
+
+async function buy(page, sku) {
+  await addToCart(page, sku);
+  await page.getByRole("link", { name: "Check out" }).click();
+  await fillCheckout(page);
+  await page.getByRole("button", { name: /^Pay/ }).click();
+  await page.getByRole("heading", { name: "Your order" }).waitFor();
+  await page.locator("[data-live='status']", { hasText: "Paid" }).waitFor();
+  return new URL(page.url()).pathname.split("/").at(-1);
+}
+
+const shot = (page, name) => page.screenshot({ path: join(SCREENSHOTS, `${name}.png`), fullPage: true });
+
+const scenarios = {
+  async a_purchase_by_mouse() {
+    const page = await visitor();
+    await page.goto("/");
+    await shot(page, "home");
+    await page.getByRole("link", { name: "All products" }).click();
+    await page.getByRole("searchbox", { name: "Search products" }).fill("lantern");
+    await page.getByRole("button", { name: "Search" }).click();
+    await page.getByRole("link", { name: "Copper Lantern" }).click();
+    await page.getByText(/Large/).click();
+    await shot(page, "product");
+    await page.getByRole("button", { name: "Add to cart" }).click();
+    await page.getByText("Held for you for").waitFor();
+    await page.getByLabel("Quantity of Copper Lantern").fill("2");
+    await page.getByRole("button", { name: "Change" }).click();
+    await page.locator("[data-live='subtotal']").filter({ hasText: "98.00" }).waitFor();
+    await shot(page, "cart");
+    await page.getByRole("link", { name: "Check out" }).click();
+    await fillCheckout(page);
+    await shot(page, "checkout");
+    await page.getByRole("button", { name: /^Pay/ }).click();
+    await page.locator("[data-live='status']", { hasText: "Paid" }).waitFor();
+    assert.match(await page.locator(".timeline").innerText(), /Placed[\s\S]*Paid/);
+    await shot(page, "order");
+    // The same form once more does not buy once more.
+    await page.goto("/cart");
+    await page.getByText("There is nothing in it yet.").waitFor();
+  },
+
+  async a_purchase_by_keyboard_alone() {
+    const page = await visitor();
+    // Tab until this has the focus, as somebody without a mouse does.
+    const reach = async (what) => {
+      for (let tabs = 0; tabs < 150; tabs += 1) {
+        await page.keyboard.press("Tab");
+        const here = await page.evaluate(() => {
+          const element = document.activeElement;
+          const label = element.labels?.[0]?.innerText ?? "";
+          return [element.innerText ?? "", label, element.getAttribute("aria-label") ?? "", element.value ?? ""].join("\n");
+        });
+        if (what.test(here)) return;
+      }
+      assert.fail(`the keyboard does not reach ${what}`);
+    };
+    await page.goto("/");
+    await page.keyboard.press("Tab");
+    assert.equal(await page.evaluate(() => document.activeElement.innerText), "To the content");
+    await reach(/^Saffron Threads/);
+    await Promise.all([page.waitForURL("**/products/**"), page.keyboard.press("Enter")]);
+    await reach(/Add to cart/);
+    await Promise.all([page.waitForURL("**/cart"), page.keyboard.press("Enter")]);
+    await reach(/^Check out/);
+    await Promise.all([page.waitForURL("**/checkout"), page.keyboard.press("Enter")]);
+    for (const [label, value] of [
+      [/E-mail address/, "ada@souk.test"], [/^\s*Name/, "Ada"], [/Street and number/, "1 Market Street"], [/^\s*City/, "Fez"],
+      [/Postal code/, "30000"],
+    ]) {
+      await reach(label);
+      await page.keyboard.type(value);
+    }
+    await reach(/^Pay/);
+    await Promise.all([page.waitForURL("**/orders/**"), page.keyboard.press("Enter")]);
+    await page.locator("[data-live='status']", { hasText: "Paid" }).waitFor();
+  },
+
+  async a_purchase_without_scripts() {
+    const page = await visitor({ javaScriptEnabled: false });
+    await page.goto("/products?q=chess");
+    await page.getByRole("link", { name: "Cedar Chess Set" }).click();
+    await page.getByRole("button", { name: "Add to cart" }).click();
+    await page.getByRole("link", { name: "Check out" }).click();
+    await fillCheckout(page);
+    await page.getByRole("button", { name: /^Pay/ }).click();
+    await page.getByRole("heading", { name: "Your order" }).waitFor();
+    for (let looks = 0; looks < 20 && !(await page.locator(".status").innerText()).includes("Paid"); looks += 1) {
+      await page.waitForTimeout(200);
+      await page.reload();
+    }
+    assert.match(await page.locator(".status").innerText(), /Paid/);
+  },
+
+  async what_is_wrong_is_told_beside_its_field() {
+    const page = await visitor();
+    await addToCart(page, "BAG-INDIGO");
+    await page.getByRole("link", { name: "Check out" }).click();
+    await fillCheckout(page, { "Country (two letters)": "Morocco", "E-mail address": "ada@souk" });
+    await page.locator("form[action='/checkout']").evaluate((form) => (form.noValidate = true));
+    await page.getByRole("button", { name: /^Pay/ }).click();
+    const country = page.getByLabel("Country (two letters)", { exact: true });
+    await page.locator("[aria-invalid='true']").first().waitFor();
+    assert.equal(await country.getAttribute("aria-invalid"), "true");
+    const error = page.locator(`#${await country.getAttribute("aria-describedby")}`);
+    assert.ok((await error.innerText()).length > 5);
+    assert.equal(await page.getByLabel("City").inputValue(), "Fez", "what was right is kept");
+    await fillCheckout(page);
+    await page.getByLabel("Test card that is declined").check();
+    await page.getByRole("button", { name: /^Pay/ }).click();
+    await page.getByRole("alert").filter({ hasText: "declined" }).waitFor();
+    await page.getByLabel("Test card that pays").check();
+    await page.getByRole("button", { name: /^Pay/ }).click();
+    await page.locator("[data-live='status']", { hasText: "Paid" }).waitFor();
+    await page.goto("/login?back=/orders");
+    await page.getByLabel("E-mail address").fill("nobody@souk.test");
+    await page.getByLabel("Password").fill("not this one");
+    await page.getByRole("main").getByRole("button", { name: "Log in" }).click();
+    await page.getByRole("alert").waitFor();
+  },
+
+  async two_browsers_see_the_same_order_move() {
+    const [one, two] = [await visitor(), await visitor()];
+    await logIn(one, "shopper@souk.test");
+    await logIn(two, "shopper@souk.test");
+    const order = await buy(one, "TEA-AMBER");
+    await two.goto(`/orders/${order}`);
+    await two.evaluate(() => (window.stays = true));
+    await one.getByRole("button", { name: "Cancel the order" }).click();
+    await two.locator("[data-live='status']", { hasText: /Cancelled|Refunded/ }).waitFor();
+    assert.ok(await two.evaluate(() => window.stays), "the page was not loaded again");
+  },
+
+  async the_server_is_killed_and_the_page_recovers_without_a_reload() {
+    const page = await visitor();
+    const order = await buy(page, "KILIM-120");
+    await page.evaluate(() => (window.stays = true));
+    console.log("kill the server");
+    await once(lines, "line");
+    await api("POST", `/api/orders/${order}/shipments`, { carrier: "Caravan" });
+    await page.locator("[data-live='status']", { hasText: "On its way" }).waitFor({ timeout: 40000 });
+    await page.waitForFunction(() => document.getElementById("connection").textContent === "");
+    assert.ok(await page.evaluate(() => window.stays), "the page was not loaded again");
+    const told = await page.locator(".timeline li").allInnerTexts();
+    assert.equal(told.filter((line) => line.endsWith(" Paid")).length, 1, told.join("\n"));
+    assert.equal(told.filter((line) => line.endsWith(" On its way")).length, 1, told.join("\n"));
+  },
+
+  async a_vendor_ships_and_the_shopper_s_page_moves() {
+    const [vendor, shopper] = [await visitor(), await visitor()];
+    await logIn(vendor, "vendor@souk.test");
+    await vendor.goto("/vendor");
+    const order = await buy(shopper, "BOARD-OLIVE");
+    // It comes to the list by itself.
+    const line = vendor.locator(`[data-order="${order}"]`);
+    await line.waitFor();
+    await shot(vendor, "vendor");
+    await line.getByLabel("Carrier").fill("Caravan");
+    await line.getByLabel("Tracking number").fill("C-1");
+    await line.getByRole("button", { name: "Shipped" }).click();
+    await vendor.getByText("It is on its way.").waitFor();
+    await shopper.locator("[data-live='status']", { hasText: "On its way" }).waitFor();
+    await vendor.goto("/vendor/products");
+    await vendor.getByLabel("Units more or less of BOARD-OLIVE").fill("-250");
+    await vendor.getByRole("button", { name: "Adjust BOARD-OLIVE" }).click();
+    await vendor.getByText("The stock is adjusted.").waitFor();
+    await shot(vendor, "stock");
+  },
+
+  async a_flash_sale_with_twenty_tabs() {
+    const starts = new Date(Date.now() - 1000).toISOString();
+    const ends = new Date(Date.now() + 600000).toISOString();
+    const terms = {
+      sku: "LANTERN-S", price: { amount: 990, currency: "EUR" }, quantity: 6, per_customer_limit: 1, guests: true, starts_at: starts,
+      ends_at: ends, claim_seconds: 60, admission_seconds: 30,
+    };
+    const sale = await api("POST", "/api/flash-sales", terms);
+    await api("POST", `/api/flash-sales/${sale.id}/approve`, {});
+    const tabs = await Promise.all(Array.from({ length: 20 }, () => visitor()));
+    await Promise.all(tabs.map((tab) => tab.goto(`/sales/${sale.id}`)));
+    await shot(tabs[0], "sale");
+    await Promise.all(tabs.map((tab) => tab.getByRole("button", { name: "Claim" }).click()));
+    await Promise.all(tabs.map((tab) => tab.waitForURL(/\/checkout\?claim=|\/sales\//)));
+    await Promise.all(tabs.map((tab) => tab.locator("h1", { hasText: /Checkout|Copper Lantern/ }).waitFor()));
+    const claimed = tabs.filter((tab) => tab.url().includes("/checkout"));
+    const waiting = tabs.filter((tab) => !tab.url().includes("/checkout"));
+    assert.deepEqual([claimed.length, waiting.length], [6, 14]);
+    await Promise.all(waiting.map((tab) => tab.locator("[data-live='place']").waitFor()));
+    const places = await Promise.all(waiting.map((tab) => tab.locator("[data-live='place']").innerText()));
+    assert.deepEqual(places.map(Number).sort((a, b) => a - b), Array.from({ length: 14 }, (_, index) => index + 1));
+    const first = waiting[places.indexOf("1")];
+    await shot(first, "waiting-room");
+    // One who holds a unit gives it up: the first in line is told that it is their turn, and the others move up.
+    await claimed[0].goto(`/sales/${sale.id}`);
+    await claimed[0].getByRole("button", { name: "Give it up" }).click();
+    await first.getByRole("button", { name: "Take it" }).click();
+    await first.waitForURL(/\/checkout\?claim=/);
+    await fillCheckout(first);
+    await first.getByRole("button", { name: /^Pay/ }).click();
+    await first.locator("[data-live='status']", { hasText: "Paid" }).waitFor();
+    const second = waiting[places.indexOf("2")];
+    await second.locator("[data-live='place']", { hasText: /^1$/ }).waitFor();
+    const shown = await api("GET", `/api/flash-sales/${sale.id}`);
+    assert.deepEqual([shown.sold, shown.held, shown.available], [1, 5, 0]);
+  },
+
+  async an_operator_looks_at_the_cluster_and_at_an_entity_s_life() {
+    const page = await visitor();
+    const order = await buy(page, "TEA-CLEAR");
+    await logIn(page, "admin@souk.test");
+    await page.goto("/operator");
+    await page.getByRole("rowheader", { name: /this one/ }).waitFor();
+    await shot(page, "operator");
+    await page.goto(`/operator/entities?kind=order&id=${order}`);
+    await page.locator("#state", { hasText: '"paid"' }).waitFor();
+    const slider = page.locator("input[type=range]");
+    await slider.fill("1");
+    await page.locator("#state", { hasText: '"pending"' }).waitFor();
+    await shot(page, "entity");
+    await page.goto("/operator/users?email=shopper@souk.test");
+    await page.getByRole("button", { name: "Make an admin" }).click();
+    await page.getByRole("button", { name: "Not an admin any more" }).waitFor();
+  },
+
+  async every_page_is_accessible_from_a_phone_to_a_wall() {
+    const guest = await visitor();
+    const order = await buy(guest, "SAFFRON-2G");
+    await addToCart(guest, "BAG-INDIGO");
+    const [sale] = (await api("GET", "/api/flash-sales")).items;
+    const product = await productOf("LANTERN-S");
+    const shopper = await visitor();
+    await logIn(shopper, "shopper@souk.test");
+    const vendor = await visitor();
+    await logIn(vendor, "vendor@souk.test");
+    const admin = await visitor();
+    await logIn(admin, "admin@souk.test");
+    const pages = [
+      [guest, "/"], [guest, "/products"], [guest, "/products?q=nothing-like-it"], [guest, `/products/${product}`], [guest, "/cart"],
+      [guest, "/checkout"], [guest, `/orders/${order}`], [guest, "/sales"], [guest, `/sales/${sale.id}`], [guest, "/login"],
+      [guest, "/signup"], [guest, "/nowhere"], [shopper, "/orders"], [shopper, "/account"], [vendor, "/vendor"],
+      [vendor, "/vendor/products"], [vendor, "/vendor/sales"], [vendor, `/vendor/sales/${sale.id}`], [admin, "/operator"],
+      [admin, `/operator/entities?kind=order&id=${order}`], [admin, "/operator/sales"],
+      [admin, "/operator/users?email=shopper@souk.test"],
+    ];
+    for (const [page, path] of pages) {
+      await page.goto(path);
+      for (const [width, colorScheme] of [[320, "light"], [1280, "dark"], [3840, "light"]]) {
+        await page.setViewportSize({ width, height: 900 });
+        await page.emulateMedia({ colorScheme, reducedMotion: "reduce" });
+        const wide = await page.evaluate(() => document.documentElement.scrollWidth - document.documentElement.clientWidth);
+        assert.ok(wide <= 0, `${path} at ${width}: ${wide} px too wide`);
+      }
+      for (const colorScheme of ["light", "dark"]) {
+        await page.setViewportSize({ width: 1280, height: 900 });
+        await page.emulateMedia({ colorScheme, reducedMotion: "reduce" });
+        // Not through a script element, which the page's policy refuses.
+        await page.evaluate(axe);
+        const rules = { runOnly: { type: "tag", values: ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"] } };
+        const { violations } = await page.evaluate((options) => window.axe.run(document, options), rules);
+        const told = violations.map(({ id, nodes }) => `${id}: ${nodes.map((node) => `${node.html} ${node.failureSummary}`).join("\n")}`);
+        assert.deepEqual(told, [], `${path} in ${colorScheme}`);
+      }
+    }
+    console.log(`${pages.length} pages`);
+  },
+
+  async the_first_page_is_small() {
+    const page = await visitor();
+    const sizes = [];
+    page.on("response", (response) => sizes.push(response.request().sizes().then((size) => [response.url(), size.responseBodySize + size.responseHeadersSize])));
+    const first = await page.goto("/", { waitUntil: "networkidle" });
+    const html = await first.text();
+    for (const text of ["Copper Lantern", "Flash sales"]) assert.ok(html.includes(text), `${text} comes with the first answer`);
+    const told = await Promise.all(sizes);
+    const bytes = told.reduce((sum, [, size]) => sum + size, 0);
+    console.log(`${told.length} requests, ${bytes} bytes`);
+    assert.ok(bytes < 100 * 1024, JSON.stringify(told));
+    assert.ok(told.length <= 10, JSON.stringify(told));
+    assert.ok(told.every(([from]) => from.startsWith(url)), "nothing comes from another host");
+  },
+};
+
+try {
+  await scenarios[process.argv[2]]();
+} finally {
+  await browser.close();
+  lines.close();
+}
