@@ -23,7 +23,7 @@ use super::client_address::{Client, Peer};
 use super::compression::Wanted;
 use super::idempotency::{self, Begun};
 use super::limits::{Budget, Who};
-use super::pages::{account, assets, operator, sales, shopper, vendor, visit};
+use super::pages::{self, account, assets, operator, sales, shopper, vendor, visit};
 use super::problem::Problem;
 use super::request::{Request, X_REQUEST_ID, bearer, decode, new_seed, read_body, request_id, skip_body, trace};
 use super::{
@@ -300,6 +300,7 @@ where
     let origins = &door.config.cors_origins;
     let asked = Asked::of(origins, &head.method, &head.headers, secure);
     let wanted = Wanted::of(&head.headers);
+    let is_for_people = pages::is_for_people(&head.path, &head.headers);
 
     let parent = trace.map(|(_, parent)| parent);
     let status = tracing::field::Empty;
@@ -308,6 +309,7 @@ where
     let answered = async {
         let answer = match run(&door, head, body, found, &id, &correlation, &mut borne).await {
             Ok(answer) => answer,
+            Err(problem) if is_for_people => pages::problem_page(problem, &id),
             Err(problem) => problem.into_answer(&id),
         };
         tracing::Span::current().record("status", answer.status.as_u16());

@@ -23,7 +23,7 @@ use std::sync::Arc;
 
 use maud::{Markup, html};
 use warp::http::StatusCode;
-use warp::http::header::LOCATION;
+use warp::http::header::{ACCEPT, HeaderMap, LOCATION};
 
 use super::Door;
 use super::answer::Answer;
@@ -125,7 +125,7 @@ pub async fn shown(door: Arc<Door>, request: Request, handler: impl AsyncFnOnce(
     };
     let refused = match failed {
         Failed::Refused(refused) => refused,
-        Failed::Problem(problem) => refused(problem, &page.request.id),
+        Failed::Problem(problem) => told(problem, &page.request.id),
     };
     if refused.status == 401 {
         let back = match page.request.query.as_str() {
@@ -136,16 +136,36 @@ pub async fn shown(door: Arc<Door>, request: Request, handler: impl AsyncFnOnce(
         return page.go(&format!("/login?back={back}")).or_else(|_| Err(Problem::not_found()));
     }
     let status = StatusCode::from_u16(refused.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    let (title, content) = apology(&refused);
+    page.show_as(status, &Shell::plain(title), &content).or_else(|_| Err(Problem::not_found()))
+}
+
+fn apology(refused: &Refused) -> (&str, Markup) {
     let title = if refused.title.is_empty() { "Something went wrong." } else { &refused.title };
     let content = html! {
         h1 { (title) }
         @if let Some(detail) = &refused.detail { p { (detail) } }
         p { a href="/" { "To the shop" } }
     };
-    page.show_as(status, &Shell::plain(title), &content).or_else(|_| Err(Problem::not_found()))
+    (title, content)
 }
 
-fn refused(problem: Problem, request_id: &str) -> Refused {
+/// Whether whoever asks is a person with a browser, who is told as a page what went wrong.
+pub fn is_for_people(path: &str, headers: &HeaderMap) -> bool {
+    let accepts = headers.get(ACCEPT).and_then(|accept| accept.to_str().ok()).is_some_and(|accept| accept.contains("text/html"));
+    accepts && !path.starts_with("/api/")
+}
+
+/// What went wrong before there was a page.
+pub fn problem_page(problem: Problem, request_id: &str) -> Answer {
+    let status = problem.status();
+    let refused = told(problem, request_id);
+    let (title, content) = apology(&refused);
+    let text = Shell::plain(title).around(&Visit::nobody(), &html! {}, &content).into_string();
+    Answer::bytes(status, HTML, text.into_bytes())
+}
+
+fn told(problem: Problem, request_id: &str) -> Refused {
     let status = problem.status().as_u16();
     match problem.into_answer(request_id).body {
         super::answer::Body::Bytes(body) => serde_json::from_slice(&body).unwrap_or_default(),

@@ -56,6 +56,12 @@ struct LoggedIn {
 }
 
 impl Visit {
+    /// A browser of which nothing is known.
+    pub fn nobody() -> Visit {
+        let (access, refresh, guest, cart, note) = (None, None, None, None, None);
+        Visit { access, refresh, guest, cart, note, account: None, set: Vec::new(), secure: false }
+    }
+
     /// Recognises the browser. Where only its refresh token is left, it gets new ones.
     pub async fn of(door: &Arc<Door>, request: &Request) -> Result<Visit, Problem> {
         let cookie = |name: &str| cookie(&request.headers, name).map(str::to_owned);
