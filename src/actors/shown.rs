@@ -536,6 +536,8 @@ struct OrderData<'a> {
     provider: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     placed_at: Option<Timestamp>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    delivered_at: Option<Timestamp>,
 }
 
 fn order_data(event: &order::Event) -> OrderData<'_> {
@@ -565,6 +567,7 @@ fn order_data(event: &order::Event) -> OrderData<'_> {
         E::Paid { total } | E::Refunded { total } => OrderData { total: Some(*total), ..none },
         E::PaymentFailed { reason } | E::Cancelled { reason } => OrderData { reason: Some(reason), ..none },
         E::Shipped { shipment } => OrderData { shipment: Some(shipment), ..none },
+        E::Delivered { delivered_at } => OrderData { delivered_at: Some(*delivered_at), ..none },
     }
 }
 

@@ -922,7 +922,7 @@ impl Turn {
             _ => return self.now(Reply::Noted),
         };
         match outcome.status {
-            order::Status::Paid | order::Status::Shipped | order::Status::Refunded => {
+            order::Status::Paid | order::Status::Shipped | order::Status::Delivered | order::Status::Refunded => {
                 self.emit(Event::Completed { order: outcome.order.clone() });
             }
             _ => {

@@ -137,6 +137,7 @@ pub enum Status {
     Reserved,
     Paid,
     Shipped,
+    Delivered,
     Cancelled,
     PaymentFailed,
     Refunded,
@@ -226,6 +227,8 @@ pub enum Command {
         carrier: String,
         tracking_number: Option<String>,
     },
+    /// It has arrived.
+    Deliver,
     /// A guest's order becomes that of an account, with the contact under the account's key.
     Claim {
         user: String,
@@ -266,6 +269,7 @@ pub enum Reply {
     Concluded(Outcome),
     Cancelled,
     Shipped,
+    Delivered,
     Claimed,
     Noted,
 }
@@ -284,6 +288,8 @@ pub enum Rejection {
     InPayment,
     #[error("only a paid order can be shipped; this one is {status:?}")]
     NotShippable { status: Status },
+    #[error("an order that is {status:?} cannot be delivered")]
+    NotDeliverable { status: Status },
     #[error("the order belongs to an account already")]
     NotClaimable,
 }
@@ -327,6 +333,8 @@ pub enum Event {
     Cancelled { reason: Reason },
     #[serde(rename = "order.shipped")]
     Shipped { shipment: Shipment },
+    #[serde(rename = "order.delivered")]
+    Delivered { delivered_at: Timestamp },
     /// The money went back and the stock with it.
     #[serde(rename = "order.refunded")]
     Refunded { total: Money },
@@ -354,6 +362,7 @@ impl Entity for Order {
             Command::Place { draft } => return state.place(draft, context),
             Command::Cancel { reason } => return state.cancel(reason),
             Command::Ship { carrier, tracking_number } => return state.ship(carrier, tracking_number, context),
+            Command::Deliver => return state.deliver(context),
             Command::Claim { user, contact } => return state.claim(user, contact),
             _ => {}
         }
@@ -400,6 +409,7 @@ impl Entity for Order {
                 state.status = Status::Shipped;
                 state.shipments.push(shipment.clone());
             }
+            Event::Delivered { .. } => state.status = Status::Delivered,
             Event::Refunded { .. } => state.status = Status::Refunded,
             Event::Claimed { user, contact } => {
                 if let Some(draft) = &mut state.draft {
@@ -424,7 +434,7 @@ impl Entity for Order {
             Status::Absent | Status::Refunded => return None,
             Status::Cancelled if was_paid() => return None,
             Status::Pending | Status::Reserved => None,
-            Status::Paid | Status::Shipped => Some(SagaEnding::Completed),
+            Status::Paid | Status::Shipped | Status::Delivered => Some(SagaEnding::Completed),
             Status::Cancelled | Status::PaymentFailed => Self::owes(state).is_empty().then_some(SagaEnding::Compensated),
         };
         Some(Saga { begun: state.placed_at, ending })
@@ -465,7 +475,7 @@ impl State {
     fn is_concluded(&self) -> bool {
         match self.status {
             Status::Absent | Status::Pending | Status::Reserved => false,
-            Status::Paid | Status::Shipped | Status::Refunded => true,
+            Status::Paid | Status::Shipped | Status::Delivered | Status::Refunded => true,
             Status::Cancelled | Status::PaymentFailed => {
                 !self.stock.iter().any(|stock| matches!(stock, Stock::OwingRelease | Stock::OwingRestock))
             }
@@ -542,7 +552,9 @@ impl State {
         match status {
             Status::Absent => return Err(Rejection::Unknown),
             Status::Cancelled | Status::Refunded => {}
-            Status::Shipped | Status::PaymentFailed => return Err(Rejection::NotCancellable { status }),
+            Status::Shipped | Status::Delivered | Status::PaymentFailed => {
+                return Err(Rejection::NotCancellable { status });
+            }
             Status::Reserved if !self.awaits_payment() => return Err(Rejection::InPayment),
             Status::Pending | Status::Reserved | Status::Paid => {
                 turn.emit(Event::Cancelled { reason: Reason::Requested { message } });
@@ -565,6 +577,14 @@ impl State {
                 Ok(Decision::now(vec![Event::Shipped { shipment }], Reply::Shipped))
             }
             status => Err(Rejection::NotShippable { status }),
+        }
+    }
+
+    fn deliver(&self, context: &Context<'_>) -> Result<Decision<Order>, Rejection> {
+        match self.status {
+            Status::Absent => Err(Rejection::Unknown),
+            Status::Shipped => Ok(Decision::now(vec![Event::Delivered { delivered_at: context.now }], Reply::Delivered)),
+            status => Err(Rejection::NotDeliverable { status }),
         }
     }
 
@@ -604,7 +624,9 @@ impl State {
                 let over = self.awaits_payment() && now >= self.placed_at.plus_ms(UNPAID_MS);
                 (over, Event::Cancelled { reason: Reason::Unpaid })
             }
-            Command::Place { .. } | Command::Cancel { .. } | Command::Ship { .. } | Command::Claim { .. } => return None,
+            Command::Place { .. } | Command::Cancel { .. } | Command::Ship { .. } | Command::Deliver | Command::Claim { .. } => {
+                return None;
+            }
         };
         event.0.then_some(event.1)
     }

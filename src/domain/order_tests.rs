@@ -266,6 +266,16 @@ fn only_a_paid_order_ships_and_only_once() {
 }
 
 #[test]
+fn what_is_on_its_way_arrives_once_and_nothing_else_does() {
+    given::<Order>([]).when(Command::Deliver).then_refused(Rejection::Unknown);
+    paid().when(Command::Deliver).then_refused(Rejection::NotDeliverable { status: Status::Paid });
+    let order = paid().when(ship()).and().when(Command::Deliver);
+    let order = order.then(vec![Event::Delivered { delivered_at: at(0) }], Reply::Delivered).and();
+    order.when(Command::Deliver).then_refused(Rejection::NotDeliverable { status: Status::Delivered });
+    order.when(cancel()).then_refused(Rejection::NotCancellable { status: Status::Delivered });
+}
+
+#[test]
 fn an_order_that_is_not_paid_in_time_cancels_itself() {
     assert_eq!(Order::due(&reserved().state), Some(at(UNPAID_MS)));
     assert_eq!((Order::due(&authorized().state), Order::due(&paid().state)), (None, None));

@@ -76,6 +76,7 @@ const PROBLEMS: &[(u16, &str, &str)] = &[
     (409, "not-cancellable", "the order can no longer be cancelled"),
     (409, "in-payment", "the order is being paid right now; try again"),
     (409, "not-shippable", "only a paid order can be shipped"),
+    (409, "not-deliverable", "only an order that is on its way can be delivered"),
     (409, "too-many-sales", "the sku has been in all the flash sales that one can be in"),
     (409, "sale-status", "this cannot be done to a flash sale that is `sale_status`"),
     (409, "sale-not-started", "the flash sale begins at `starts_at`"),
@@ -920,6 +921,10 @@ fn of_orders(s: &mut Schemas) -> Vec<Operation> {
             .json::<shown::OrderShown<'_>>(s, 201, "The order as it is now.", &["ETag", "Souk-Position"], order("shipped"))
             .if_match()
             .refuses(&["not-found", "not-shippable"]),
+        on(Method::POST, "/api/orders/{id}/delivery", "deliverOrder", "Note that an order has arrived")
+            .json::<shown::OrderShown<'_>>(s, 200, "The order as it is now.", &["ETag", "Souk-Position"], order("delivered"))
+            .if_match()
+            .refuses(&["not-found", "not-deliverable"]),
     ]
 }
 

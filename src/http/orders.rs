@@ -434,6 +434,12 @@ pub async fn ship(door: Arc<Door>, request: Request) -> Result<Answer, Problem> 
     changed(&door, id, StatusCode::CREATED, answered.position).await
 }
 
+pub async fn deliver(door: Arc<Door>, request: Request) -> Result<Answer, Problem> {
+    let id = request.id_param(0, ids::ORDER)?;
+    let answered = door.runtime.ask::<Order>(id, Command::Deliver, request.caller()?).await?;
+    changed(&door, id, StatusCode::OK, answered.position).await
+}
+
 /// A guest's order becomes the caller's account's. Whoever bears its token may do that, once.
 pub async fn claim(door: Arc<Door>, request: Request) -> Result<Answer, Problem> {
     let id = request.id_param(0, ids::ORDER)?;

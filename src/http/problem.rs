@@ -602,6 +602,11 @@ impl From<order::Rejection> for Problem {
             R::InPayment => {
                 Problem::conflict("in-payment", "This order is being paid right now. Try again in a moment.").retry_after(1)
             }
+            R::NotDeliverable { status } => {
+                Problem::conflict("not-deliverable", "Only an order that is on its way can be delivered.")
+                    .detail(detail)
+                    .more(|more| more.order_status = Some(status))
+            }
             R::NotShippable { status } => Problem::conflict("not-shippable", "Only a paid order can be shipped.")
                 .detail(detail)
                 .more(|more| more.order_status = Some(status)),

@@ -116,6 +116,7 @@ pub static ROUTES: &[Route] = routes! {
     GET    "/api/orders/{id}/events"                            OrderFollow     live::events, token_in_query;
     POST   "/api/orders/{id}/cancel"                            OrderCancel     orders::cancel;
     POST   "/api/orders/{id}/shipments"                         OrderShip       orders::ship;
+    POST   "/api/orders/{id}/delivery"                          OrderShip       orders::deliver;
     POST   "/api/orders/{id}/claim"                             OrderClaim      orders::claim;
     GET    "/api/flash-sales"                                   SaleRead        flash_sales::list;
     POST   "/api/flash-sales"                                   SaleWrite       flash_sales::create;
@@ -196,6 +197,7 @@ pub static PAGES: &[Route] = routes! {
     GET    "/account"                                           Visit           account::account;
     GET    "/vendor"                                            Visit           vendor::home;
     POST   "/vendor/orders/{id}/ship"                           Visit           vendor::ship, unlimited;
+    POST   "/vendor/orders/{id}/deliver"                        Visit           vendor::deliver, unlimited;
     GET    "/vendor/products"                                   Visit           vendor::products;
     POST   "/vendor/stock/{sku}"                                Visit           vendor::adjust, unlimited;
     GET    "/vendor/sales"                                      Visit           vendor::sales;

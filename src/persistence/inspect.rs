@@ -155,7 +155,7 @@ mod tests {
         struct Everything<'a>(&'a EntityKey, &'a [Batch]);
         impl EveryKind for Everything<'_> {
             fn kind<E: Entity>(&mut self) {
-                let _ = fold::<E>(self.0, self.1);
+                let _ = fold::<E>(self.0, self.1, Version::MAX);
             }
         }
         let mut good = golden();

@@ -225,6 +225,8 @@ const scenarios = {
     await line.getByRole("button", { name: "Shipped" }).click();
     await vendor.getByText("It is on its way.").waitFor();
     await shopper.locator("[data-live='status']", { hasText: "On its way" }).waitFor();
+    await vendor.getByRole("button", { name: `Delivered ${order}` }).click();
+    await shopper.locator("[data-live='status']", { hasText: "Delivered" }).waitFor();
     await vendor.goto("/vendor/products");
     await vendor.getByLabel("Units more or less of BOARD-OLIVE").fill("-250");
     await vendor.getByRole("button", { name: "Adjust BOARD-OLIVE" }).click();

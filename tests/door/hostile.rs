@@ -352,6 +352,7 @@ async fn no_body_makes_the_server_fail_or_hang_up() {
         ("POST", "/api/carts/{id}/checkout", purchase("tok_ok")),
         ("POST", "/api/orders", order_body),
         ("POST", "/api/orders/{id}/cancel", json!({ "reason": "r" })),
+        ("POST", "/api/orders/{id}/delivery", json!({})),
         ("POST", "/api/orders/{id}/shipments", json!({ "carrier": "c", "tracking_number": "t" })),
         ("POST", "/api/cluster/set-aside/{kind}/{id}/release", json!({})),
         ("POST", "/api/orders/{id}/claim", json!({ "token": bought.token })),

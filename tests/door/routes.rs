@@ -114,6 +114,8 @@ async fn each_route_answers_as_documented() {
     let ship = souk.post(&format!("{order_path}/shipments"), json!({ "carrier": "Caravan" })).bearer(&ADMIN);
     let shipped = walk.take("/api/orders/{id}/shipments", ship, 201).await;
     assert_eq!((&shipped.json()["status"], shipped.position() > order.position()), (&json!("shipped"), true));
+    let deliver = souk.call("POST", &format!("{order_path}/delivery")).bearer(&ADMIN);
+    assert_eq!(walk.take("/api/orders/{id}/delivery", deliver, 200).await.json()["status"], "delivered");
     let cancel = souk.post(&format!("/api/orders/{}/cancel", text(&direct.json()["id"])), json!({}));
     walk.take("/api/orders/{id}/cancel", cancel.bearer(&text(&direct.json()["token"])), 200).await;
 
@@ -122,7 +124,7 @@ async fn each_route_answers_as_documented() {
     assert!(cluster["residents"]["order"].as_u64().unwrap() > 0);
     let entity = souk.get(&format!("/api/cluster/entities/order/{id}")).bearer(&ADMIN);
     let entity = walk.take("/api/cluster/entities/{kind}/{id}", entity, 200).await.json();
-    assert_eq!((&entity["kind"], &entity["state"]["status"]), (&json!("order"), &json!("shipped")));
+    assert_eq!((&entity["kind"], &entity["state"]["status"]), (&json!("order"), &json!("delivered")));
     // Nothing is set aside here; what is cannot be brought about from outside.
     let release = souk.call("POST", &format!("/api/cluster/set-aside/order/{id}/release")).bearer(&ADMIN);
     walk.take("/api/cluster/set-aside/{kind}/{id}/release", release, 404).await;

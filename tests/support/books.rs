@@ -101,7 +101,8 @@ impl Books {
         let records = self.ledger.records.iter().filter(|entry| entry.id == id);
         let state = Life::of(id, records.map(|entry| (entry.event_type.as_str(), &entry.data))).state;
         assert_eq!(state, self.sales[id], "{id} is what the journal says");
-        let bought = self.orders.values().filter(|order| matches!(order.status, Status::Paid | Status::Shipped));
+        let bought =
+            self.orders.values().filter(|order| matches!(order.status, Status::Paid | Status::Shipped | Status::Delivered));
         let lines = bought.flat_map(|order| &order.draft.as_ref().unwrap().lines);
         let claimed = lines.filter(|line| line.claim.as_ref().is_some_and(|claimed| claimed.sale == id));
         let (terms, book) = (state.book.terms.as_ref().unwrap(), &state.book);
@@ -115,7 +116,8 @@ impl Books {
     fn assert_stock(&self, stock: &[(&str, u32)]) {
         for (sku, units) in stock {
             let item = &self.items[*sku];
-            let bought = self.orders.values().filter(|order| matches!(order.status, Status::Paid | Status::Shipped));
+            let bought =
+                self.orders.values().filter(|order| matches!(order.status, Status::Paid | Status::Shipped | Status::Delivered));
             let lines = bought.flat_map(|order| &order.draft.as_ref().unwrap().lines);
             let sold: u32 = lines.filter(|line| line.sku == *sku).map(|line| line.quantity).sum();
             assert_eq!(item.on_hand + sold, *units, "{sku}: on hand and sold make the stock");
@@ -134,7 +136,7 @@ impl Books {
         for (id, order) in &self.orders {
             let payment = order::payment_id(id);
             let (bought, gone_back) = match order.status {
-                Status::Paid | Status::Shipped => (1, 0),
+                Status::Paid | Status::Shipped | Status::Delivered => (1, 0),
                 Status::Refunded => (1, 1),
                 _ => (0, 0),
             };

@@ -641,7 +641,8 @@ pub async fn check_out(door: Arc<Door>, request: Request) -> Result<Answer, Prob
 
 // Orders --------------------------------------------------------------------------------------------------------------------
 
-const STEPS: [(&str, &str); 4] = [("pending", "Placed"), ("reserved", "Reserved"), ("paid", "Paid"), ("shipped", "On its way")];
+const STEPS: [(&str, &str); 5] =
+    [("pending", "Placed"), ("reserved", "Reserved"), ("paid", "Paid"), ("shipped", "On its way"), ("delivered", "Delivered")];
 
 fn told(status: &str) -> &str {
     match status {
@@ -676,6 +677,7 @@ fn happened(event_type: &str) -> &str {
         "order.claimed" => "Taken into an account",
         "order.paid" => "Paid",
         "order.shipped" => "On its way",
+        "order.delivered" => "Delivered",
         "order.payment_failed" => "Not paid",
         "order.cancelled" => "Cancelled",
         "order.refunded" => "Refunded",

@@ -71,9 +71,11 @@ pub async fn home(door: Arc<Door>, request: Request) -> Result<Answer, Problem> 
         let shop = own_shop(page)?;
         let fields = page.form_fields()?;
         let api = page.api();
-        let (to_ship, lately) = (format!("/api/orders?shop={shop}&status=paid&limit=50"), lately(page, &shop));
-        let (to_ship, lately) = tokio::join!(api.get::<Listed<Ordered>>(&to_ship), lately);
-        let (to_ship, (labels, units)) = (to_ship?.items, lately?);
+        let listed = async |status: &str| {
+            api.get::<Listed<Ordered>>(&format!("/api/orders?shop={shop}&status={status}&limit=50")).await
+        };
+        let (to_ship, on_their_way, lately) = tokio::join!(listed("paid"), listed("shipped"), lately(page, &shop));
+        let (to_ship, on_their_way, (labels, units)) = (to_ship?.items, on_their_way?.items, lately?);
         let content = html! {
             h1 { "Your shop" }
             nav aria-label="Your shop" { a href="/vendor/products" { "Products and stock" } " " a href="/vendor/sales" { "Flash sales" } }
@@ -81,6 +83,16 @@ pub async fn home(door: Arc<Door>, request: Request) -> Result<Answer, Problem> 
                 h2 #to-ship-title { "To ship" }
                 @if to_ship.is_empty() { p { "Nothing waits to be sent." } }
                 ul .lines { @for order in &to_ship { li { (shipping(order, &fields)) } } }
+            }
+            section #underway data-refresh="5000" aria-labelledby="underway-title" {
+                h2 #underway-title { "On their way" }
+                @if on_their_way.is_empty() { p { "Nothing is." } }
+                ul { @for order in &on_their_way { li data-sent=(order.id) {
+                    a href=(format!("/orders/{}", order.id)) { (order.id) } " "
+                    form .inline method="post" action=(format!("/vendor/orders/{}/deliver", order.id)) {
+                        (fields) button type="submit" { "Delivered" span .hidden { " " (order.id) } }
+                    }
+                } } }
             }
             section #lately data-refresh="10000" aria-labelledby="lately-title" {
                 h2 #lately-title { "Orders of the last 24 hours" }
@@ -142,6 +154,17 @@ pub async fn ship(door: Arc<Door>, request: Request) -> Result<Answer, Problem> 
         }
         let path = format!("/api/orders/{}/shipments", page.param(0));
         say(page, page.api().post::<Value>(&path, form.get("key"), &body).await.map(drop), "It is on its way.")?;
+        page.go("/vendor")
+    })
+    .await
+}
+
+/// `POST /vendor/orders/{id}/deliver`
+pub async fn deliver(door: Arc<Door>, request: Request) -> Result<Answer, Problem> {
+    shown(door, request, async |page| {
+        let form = page.form()?;
+        let path = format!("/api/orders/{}/delivery", page.param(0));
+        say(page, page.api().post::<Value>(&path, form.get("key"), &json!({})).await.map(drop), "It has arrived.")?;
         page.go("/vendor")
     })
     .await

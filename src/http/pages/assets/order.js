@@ -6,7 +6,7 @@ const order = document.querySelector("[data-topic^='order:']");
 const words = {
   "order.created": ["pending", "Placed"], "order.paid": ["paid", "Paid"], "order.shipped": ["shipped", "On its way"],
   "order.payment_failed": ["payment_failed", "Not paid"], "order.cancelled": ["cancelled", "Cancelled"],
-  "order.refunded": ["refunded", "Refunded"],
+  "order.refunded": ["refunded", "Refunded"], "order.delivered": ["delivered", "Delivered"],
 };
 const steps = {
   "order.placed_again": "Tried again",
