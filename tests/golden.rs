@@ -266,6 +266,7 @@ fn order_samples() -> Vec<Sample> {
         PaymentFailed { .. } => "order.payment_failed", PaymentFailed { reason: declined() };
         Cancelled { .. } => "order.cancelled", Cancelled { reason: order::Reason::OutOfStock { short } };
         Shipped { .. } => "order.shipped", Shipped { shipment };
+        Delivered { .. } => "order.delivered", Delivered { delivered_at: at("2026-11-23T10:00:00.000Z") };
         Refunded { .. } => "order.refunded", Refunded { total: euros(9_800) };
         Claimed { .. } => "order.claimed", Claimed { user: USER.into(), contact: contact() };
     ])
