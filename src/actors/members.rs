@@ -53,7 +53,7 @@ impl Placement for Members {
             },
             http: member.http.to_string(),
             version: member.version.to_string(),
-            partitions: view.partitions(&member.name),
+            partitions: view.partitions(&member.name).map(|partition| partition.0).collect(),
         });
         seen.collect()
     }

@@ -42,8 +42,8 @@ pub struct MemberSeen {
     pub http: String,
     /// Of the program.
     pub version: String,
-    /// How many partitions it owns.
-    pub partitions: usize,
+    /// The partitions that it owns.
+    pub partitions: Vec<u8>,
 }
 
 /// Whether this node does its part among the members.

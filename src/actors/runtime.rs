@@ -201,6 +201,9 @@ pub struct Census {
     /// Entities with a timer or a debt.
     pub agenda: usize,
     pub live_sessions: usize,
+    /// Entities that left because another node has them now. A node of an older version does not say it.
+    #[serde(default)]
+    pub handovers: u64,
 }
 
 /// Collects the kinds before the start.
@@ -490,6 +493,7 @@ impl Runtime {
             waiting: shared.node.waiting(),
             agenda: shared.agenda.len(),
             live_sessions: shared.live_sessions.get().map_or(0, |count| count()),
+            handovers: shared.counters.handovers.get(),
         }
     }
 

@@ -89,9 +89,9 @@ pub struct View {
 }
 
 impl View {
-    /// How many partitions a member owns.
-    pub fn partitions(&self, name: &Name) -> usize {
-        self.owners.owned_by(name).len()
+    /// The partitions that a member owns.
+    pub fn partitions(&self, name: &Name) -> impl Iterator<Item = Partition> {
+        Partition::all().filter(move |partition| self.owners.of(*partition) == Some(name))
     }
 }
 

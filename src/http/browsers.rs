@@ -114,7 +114,7 @@ impl Asked {
             }
         }
         headers.insert(X_CONTENT_TYPE_OPTIONS, NOSNIFF);
-        headers.insert(REFERRER_POLICY, NO_REFERRER);
+        headers.entry(REFERRER_POLICY).or_insert(NO_REFERRER);
         if self.secure {
             headers.insert(STRICT_TRANSPORT_SECURITY, HSTS);
         }

@@ -14,7 +14,6 @@ use super::request::{Query, Request};
 use crate::actors::Failure;
 use crate::actors::placement::MemberSeen;
 use crate::actors::runtime::SetAside;
-use crate::cluster::PARTITIONS;
 use crate::persistence::{self, inspect::InspectError};
 
 #[derive(Serialize, JsonSchema)]
@@ -45,6 +44,10 @@ pub(super) struct Member {
     version: String,
     /// How many of the 256 partitions of all entities it owns.
     partitions: usize,
+    /// Which ones.
+    owned: Vec<u8>,
+    /// Entities that left it because another node has them now; `null` when it does not answer.
+    handovers: Option<u64>,
     /// Entities in memory there, by kind; `null` when it does not answer.
     residents: Option<BTreeMap<String, usize>>,
 }
@@ -59,7 +62,7 @@ pub async fn get(door: Arc<Door>, _: Request) -> Result<Answer, Problem> {
                 state: "active",
                 http: door.config.listen.to_string(),
                 version: env!("CARGO_PKG_VERSION").to_owned(),
-                partitions: PARTITIONS,
+                partitions: (0..=u8::MAX).collect(),
             };
             vec![(alone, Some(door.runtime.census()))]
         }
@@ -75,7 +78,9 @@ pub async fn get(door: Arc<Door>, _: Request) -> Result<Answer, Problem> {
     for (MemberSeen { name, is_self, state, http, version, partitions }, census) in seen {
         let residents = census.as_ref().map(|census| census.residents.clone());
         let (name, state) = (name.to_string(), state.to_owned());
-        cluster.members.push(Member { name, is_self, state, http, version, partitions, residents });
+        let handovers = census.as_ref().map(|census| census.handovers);
+        let (partitions, owned) = (partitions.len(), partitions);
+        cluster.members.push(Member { name, is_self, state, http, version, partitions, owned, handovers, residents });
         let Some(census) = census else { continue };
         for (kind, count) in census.residents {
             *cluster.residents.entry(kind).or_default() += count;

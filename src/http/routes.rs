@@ -199,7 +199,9 @@ pub static PAGES: &[Route] = routes! {
     POST   "/vendor/orders/{id}/ship"                           Visit           vendor::ship, unlimited;
     POST   "/vendor/orders/{id}/deliver"                        Visit           vendor::deliver, unlimited;
     GET    "/vendor/products"                                   Visit           vendor::products;
+    GET    "/vendor/figures"                                    Visit           vendor::figures;
     POST   "/vendor/stock/{sku}"                                Visit           vendor::adjust, unlimited;
+    POST   "/vendor/stock/{sku}/low"                            Visit           vendor::low_from, unlimited;
     GET    "/vendor/sales"                                      Visit           vendor::sales;
     POST   "/vendor/sales"                                      Visit           vendor::new_sale, unlimited;
     GET    "/vendor/sales/{id}"                                 Visit           vendor::cockpit;

@@ -16,7 +16,7 @@ const browser = await chromium.launch({ executablePath: CHROMIUM, args: ["--no-s
 /** A page of a new visitor. */
 async function visitor(options = {}) {
   const context = await browser.newContext({ baseURL: url, viewport: { width: 1280, height: 900 }, ...options });
-  context.setDefaultTimeout(15000);
+  context.setDefaultTimeout(40000);
   const page = await context.newPage();
   page.on("pageerror", (error) => {
     throw error;

@@ -67,7 +67,7 @@ impl Placement for Belief {
             state: "active",
             http: String::new(),
             version: String::new(),
-            partitions: 128,
+            partitions: (0..128).collect(),
         };
         vec![seen("a"), seen("b"), seen("dead")]
     }

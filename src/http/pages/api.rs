@@ -12,8 +12,8 @@ use http_body_util::BodyExt;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
-use warp::http::header::{AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
-use warp::http::{Method, StatusCode};
+use warp::http::Method;
+use warp::http::header::{AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, ETAG, HeaderMap, HeaderName, HeaderValue};
 
 use super::super::Door;
 use super::super::answer::JSON;
@@ -65,7 +65,8 @@ impl Refused {
 
 /// What was granted.
 pub struct Granted<T> {
-    pub status: StatusCode,
+    /// Of the thing that is shown; 0 when the answer does not say it.
+    pub version: u64,
     pub content: T,
 }
 
@@ -78,6 +79,15 @@ impl<'a> Api<'a> {
     pub async fn find<T: DeserializeOwned>(&self, path: &str) -> Result<Option<T>, Refused> {
         match self.get(path).await {
             Ok(found) => Ok(Some(found)),
+            Err(refused) if refused.status == 404 => Ok(None),
+            Err(refused) => Err(refused),
+        }
+    }
+
+    /// The same, with the version that it stands at.
+    pub async fn find_at<T: DeserializeOwned>(&self, path: &str) -> Result<Option<(T, u64)>, Refused> {
+        match self.ask(Method::GET, path, None, None).await {
+            Ok(granted) => Ok(Some((granted.content, granted.version))),
             Err(refused) if refused.status == 404 => Ok(None),
             Err(refused) => Err(refused),
         }
@@ -120,7 +130,9 @@ impl<'a> Api<'a> {
         }
         let content = if body.is_empty() { b"null" } else { &body[..] };
         let content = serde_json::from_slice(content).map_err(|error| Refused::unreadable(&error))?;
-        Ok(Granted { status: parts.status, content })
+        let etag = parts.headers.get(ETAG).and_then(|etag| etag.to_str().ok());
+        let version = etag.and_then(|etag| etag.trim_matches('"').parse().ok()).unwrap_or(0);
+        Ok(Granted { version, content })
     }
 
     fn headers(&self, key: Option<&str>, length: usize) -> Result<HeaderMap, warp::http::header::InvalidHeaderValue> {

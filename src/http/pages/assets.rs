@@ -44,6 +44,8 @@ static ASSETS: &[Asset] = assets! {
     "cart.js" SCRIPT ["live.js", "clock.js"];
     "order.js" SCRIPT ["live.js"];
     "fresh.js" SCRIPT [];
+    "lists.js" SCRIPT ["fresh.js"];
+    "operator.js" SCRIPT ["fresh.js"];
     "slider.js" SCRIPT [];
     "cockpit.js" SCRIPT ["live.js"];
     "sale.js" SCRIPT ["live.js", "clock.js", "sale-state.js"];

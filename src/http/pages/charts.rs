@@ -5,8 +5,11 @@
 use plotters::prelude::*;
 
 const SIZE: (u32, u32) = (720, 260);
-const INK: RGBColor = RGBColor(29, 37, 33);
-const BAR: RGBColor = RGBColor(15, 107, 92);
+/// Stand for what the page's style says; as plotters writes them.
+const INK: RGBColor = RGBColor(1, 1, 1);
+const INK_TEXT: &str = "#010101";
+const BAR: RGBColor = RGBColor(2, 2, 2);
+const BAR_TEXT: &str = "#020202";
 
 /// One bar for each value, with every so many of the labels below.
 pub fn bars(labels: &[String], values: &[u64], label_every: usize) -> String {
@@ -19,13 +22,14 @@ pub fn bars(labels: &[String], values: &[u64], label_every: usize) -> String {
     svg.split_once("<svg ").map_or_else(String::new, |(_, rest)| {
         let (w, h) = SIZE;
         let inner = rest.split_once('>').map_or("", |(_, inner)| inner);
+        // In the colours of the page, light or dark.
+        let inner = inner.replace(INK_TEXT, "currentColor").replace(BAR_TEXT, "var(--accent)");
         format!(r#"<svg class="chart" viewBox="0 0 {w} {h}" aria-hidden="true" focusable="false" xmlns="http://www.w3.org/2000/svg">{inner}"#)
     })
 }
 
 fn draw(svg: &mut String, labels: &[String], values: &[u64], label_every: usize) -> Result<(), Box<dyn std::error::Error>> {
     let area = SVGBackend::with_string(svg, SIZE).into_drawing_area();
-    area.fill(&WHITE)?;
     let most = values.iter().copied().max().unwrap_or(0).max(4) as f64 * 1.1;
     let mut chart = ChartBuilder::on(&area)
         .margin(8)
@@ -44,6 +48,8 @@ fn draw(svg: &mut String, labels: &[String], values: &[u64], label_every: usize)
         .x_label_formatter(&name)
         .y_label_formatter(&|value| format!("{value:.0}"))
         .axis_style(INK)
+        .bold_line_style(INK.mix(0.25))
+        .light_line_style(TRANSPARENT)
         .label_style(("sans-serif", 13).into_font().color(&INK))
         .draw()?;
     let bars = values.iter().enumerate().map(|(index, value)| {
@@ -66,8 +72,8 @@ mod tests {
         let labels: Vec<String> = (0..5).map(|hour| format!("{hour}:00")).collect();
         let svg = bars(&labels, &[0, 3, 9, 1, 4], 1);
         assert!(svg.starts_with("<svg class=\"chart\" viewBox=") && svg.trim_end().ends_with("</svg>"), "{svg}");
-        assert_eq!(svg.matches("#0F6B5C").count(), 5, "{svg}");
-        assert!(!svg.contains("style=") && svg.contains("3:00"));
+        assert_eq!(svg.matches("var(--accent)").count(), 5, "{svg}");
+        assert!(!svg.contains("style=") && !svg.contains("#0") && svg.contains("3:00"));
         assert!(bars(&[], &[], 1).starts_with("<svg "));
     }
 }

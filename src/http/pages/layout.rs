@@ -16,6 +16,14 @@ pub struct Shell<'a> {
     pub script: Option<&'static str>,
 }
 
+fn arch() -> Markup {
+    html! {
+        svg viewBox="0 0 32 32" aria-hidden="true" focusable="false" {
+            path d="M4 28V15a12 12 0 0 1 24 0v13h-7V15a5 5 0 0 0-10 0v13z" {}
+        }
+    }
+}
+
 /// A moment as people read it.
 pub fn when(time: &impl ToString) -> Markup {
     let time = time.to_string();
@@ -53,24 +61,26 @@ impl<'a> Shell<'a> {
                 body {
                     a .skip href="#content" { "To the content" }
                     header .top {
-                        a .brand href="/" { "Souk" }
-                        form .search role="search" action="/products" method="get" {
-                            label .hidden for="q" { "Search products" }
-                            input #q type="search" name="q" value=(self.q) placeholder="Search products" autocomplete="off";
-                            button type="submit" { "Search" }
-                        }
-                        nav aria-label="Main" {
-                            a href="/products" { "Products" }
-                            a href="/sales" { "Flash sales" }
-                            a href="/cart" { "Cart" }
-                            a href="/orders" { "Orders" }
-                            @if visit.is(Rank::Vendor) { a href="/vendor" { "Your shop" } }
-                            @if visit.is(Rank::Admin) { a href="/operator" { "Operation" } }
-                            @if visit.account().is_some() {
-                                a href="/account" { "Account" }
-                                form .inline action="/logout" method="post" { (fields) button .link type="submit" { "Log out" } }
-                            } @else {
-                                a href="/login" { "Log in" }
+                        div .wide {
+                            a .brand href="/" { (arch()) "Souk" }
+                            form .search role="search" action="/products" method="get" {
+                                label .hidden for="q" { "Search products" }
+                                input #q type="search" name="q" value=(self.q) placeholder="Search products" autocomplete="off";
+                                button type="submit" { "Search" }
+                            }
+                            nav aria-label="Main" {
+                                a href="/products" { "Products" }
+                                a href="/sales" { "Flash sales" }
+                                a href="/cart" { "Cart" }
+                                a href="/orders" { "Orders" }
+                                @if visit.is(Rank::Vendor) { a href="/vendor" { "Your shop" } }
+                                @if visit.is(Rank::Admin) { a href="/operator" { "Operation" } }
+                                @if visit.account().is_some() {
+                                    a href="/account" { "Account" }
+                                    form action="/logout" method="post" { (fields) button .link type="submit" { "Log out" } }
+                                } @else {
+                                    a href="/login" { "Log in" }
+                                }
                             }
                         }
                     }
@@ -79,9 +89,7 @@ impl<'a> Shell<'a> {
                         @if let Some(note) = visit.note() { p .note role="status" { (note) } }
                         (content)
                     }
-                    footer {
-                        p { "Souk, an open marketplace. " a href="/docs" { "API" } }
-                    }
+                    footer { div .wide { p { "Souk, an open marketplace" } p { a href="/docs" { "For developers" } } } }
                 }
             }
         }

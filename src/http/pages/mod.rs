@@ -3,7 +3,7 @@
 //! - `api` is how a page asks: as any other client of the API would, so that what a page may see and do is decided there.
 //! - `visit` knows the browser by its cookies, `layout` is what all pages have around them, `assets` their style and scripts.
 //! - `shopper` holds the shop, `sales` flash sales, `account` logging in and what is one's own; `vendor` is for those who sell,
-//!   `operator` for those who run it. `charts` draws.
+//!   `operator` for those who run it, who see in `traffic` how it does. `charts` and `tile` draw.
 //!
 //! A page can be read and its forms work without scripts; scripts keep it fresh. No page may rest on them, and no rule of
 //! commerce may live here.
@@ -16,6 +16,8 @@ pub mod layout;
 pub mod operator;
 pub mod sales;
 pub mod shopper;
+pub mod tile;
+pub mod traffic;
 pub mod vendor;
 pub mod visit;
 

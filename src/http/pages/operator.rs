@@ -15,6 +15,7 @@ use super::api::Refused;
 use super::layout::{Shell, when};
 use super::sales::Sale;
 use super::shopper::{Listed, field};
+use super::traffic::{self, Traffic};
 use super::vendor::say;
 use super::{Page, shown};
 use crate::integrations::http_client::percent_encoded;
@@ -22,6 +23,10 @@ use crate::integrations::http_client::percent_encoded;
 const KINDS: [&str; 9] = ["order", "cart", "payment", "inventory", "flash_sale", "product", "shop", "user", "request"];
 /// Of an entity with a long life the newest records are listed.
 const RECORDS_MAX: usize = 200;
+/// The busiest routes are listed.
+const ROUTES_MAX: usize = 20;
+/// As many nodes have a colour of their own in `style.css`.
+const OWNERS: usize = 8;
 
 #[derive(Deserialize)]
 struct Cluster {
@@ -41,7 +46,8 @@ struct Member {
     state: String,
     http: String,
     version: String,
-    partitions: u64,
+    owned: Vec<u8>,
+    handovers: Option<u64>,
     residents: Option<BTreeMap<String, u64>>,
 }
 
@@ -67,52 +73,138 @@ struct Account {
     roles: Vec<String>,
 }
 
+/// The pages for those who run it.
+fn places(here: &str) -> Markup {
+    let places = [
+        ("/operator", "Cluster"),
+        ("/operator/entities", "Entities"),
+        ("/operator/sales", "Flash sales"),
+        ("/operator/users", "Accounts"),
+    ];
+    html! {
+        nav .tabs aria-label="Operation" {
+            @for (path, name) in places { a href=(path) aria-current=[(path == here).then_some("page")] { (name) } " " }
+            a href="/metrics" { "Metrics" }
+        }
+    }
+}
+
 /// `GET /operator`
 pub async fn home(door: Arc<Door>, request: Request) -> Result<Answer, Problem> {
     shown(door, request, async |page| {
         let fields = page.form_fields()?;
         let cluster: Cluster = page.api().get("/api/cluster").await?;
-        let kinds: Vec<&String> = cluster.residents.keys().collect();
         let content = html! {
             h1 { "Operation" }
-            nav aria-label="Operation" {
-                a href="/operator/entities" { "Entities" } " " a href="/operator/sales" { "Flash sales" } " " a href="/operator/users" { "Accounts" } " " a href="/metrics" { "Metrics" }
-            }
-            section #cluster data-refresh="2000" aria-labelledby="cluster-title" {
+            (places("/operator"))
+            section #cluster data-refresh aria-labelledby="cluster-title" {
                 h2 #cluster-title { "The cluster" }
-                p { (cluster.waiting) " commands wait, " (cluster.agenda) " entities owe something or wait for a moment, " (cluster.live_sessions) " live connections." }
-                div .scroll tabindex="0" role="region" aria-label="Nodes" {
-                    table {
-                        thead { tr { th scope="col" { "Node" } th scope="col" { "State" } th scope="col" { "Version" } th scope="col" { "Partitions" } @for kind in &kinds { th scope="col" { (kind) } } } }
-                        tbody { @for member in &cluster.members { tr {
-                            th scope="row" { (member.name) @if member.is_self { " (this one)" } br; span .from { (member.http) } }
-                            td { (member.state) }
-                            td { (member.version) }
-                            td { meter min="0" max="256" value=(member.partitions) aria-label=(format!("Partitions of {}", member.name)) {} " " (member.partitions) }
-                            @for kind in &kinds {
-                                td { @match &member.residents { None => "?", Some(residents) => (residents.get(*kind).copied().unwrap_or(0)) } }
-                            }
-                        } } }
-                    }
-                }
+                (overview(&cluster))
             }
-            section #set-aside data-refresh="5000" aria-labelledby="aside-title" {
+            section #set-aside data-refresh aria-labelledby="aside-title" {
                 h2 #aside-title { "Set aside" }
-                @if cluster.set_aside.is_empty() { p { "No entity is." } }
-                ul { @for aside in &cluster.set_aside { li {
-                    a href=(entity_path(&aside.kind, &aside.id)) { (aside.kind) " " (aside.id) } ": " (aside.reason)
-                    form .inline method="post" action="/operator/release" {
-                        (fields)
-                        input type="hidden" name="kind" value=(aside.kind); input type="hidden" name="id" value=(aside.id);
-                        button type="submit" { "Take it back" }
-                    }
-                } } }
+                (set_aside(&cluster.set_aside, &fields))
+            }
+            section #traffic data-refresh aria-labelledby="traffic-title" {
+                h2 #traffic-title { "What this node answers" }
+                (answered(&page.door.metrics.exposition()))
             }
             (limits(page))
         };
-        page.show(&Shell::live("Operation", "fresh.js"), &content)
+        page.show(&Shell::live("Operation", "operator.js"), &content)
     })
     .await
+}
+
+fn overview(cluster: &Cluster) -> Markup {
+    let kinds: Vec<&String> = cluster.residents.keys().collect();
+    let handovers: u64 = cluster.members.iter().filter_map(|member| member.handovers).sum();
+    html! {
+        dl .figures {
+            div { dt { "Nodes" } dd { (cluster.members.len()) } }
+            div { dt { "Entities in memory" } dd { (cluster.residents.values().sum::<u64>()) } }
+            div { dt { "Handed over" } dd { (handovers) } }
+            div { dt { "Commands that wait" } dd { (cluster.waiting) } }
+            div { dt { "Owe or wait for a time" } dd { (cluster.agenda) } }
+            div { dt { "Live connections" } dd { (cluster.live_sessions) } }
+        }
+        div .map {
+            (map(&cluster.members))
+            div .scroll tabindex="0" role="region" aria-label="Nodes" {
+                table {
+                    thead { tr {
+                        @for name in ["Node", "State", "Version", "Partitions", "Handed over"] { th scope="col" { (name) } }
+                        @for kind in &kinds { th scope="col" { (kind.replace('_', " ")) } }
+                    } }
+                    tbody { @for (index, member) in cluster.members.iter().enumerate() { tr {
+                        th scope="row" {
+                            span class=(format!("mark owner-{}", index % OWNERS)) {} " " (member.name) @if member.is_self { " (this one)" }
+                            br; span .from { (member.http) }
+                        }
+                        td { (member.state) }
+                        td { (member.version) }
+                        td { (member.owned.len()) }
+                        td { @match member.handovers { None => "?", Some(handovers) => (handovers) } }
+                        @for kind in &kinds {
+                            td { @match &member.residents { None => "?", Some(residents) => (residents.get(*kind).copied().unwrap_or(0)) } }
+                        }
+                    } } }
+                }
+            }
+        }
+    }
+}
+
+/// Each partition in the colour of its owner.
+fn map(members: &[Member]) -> Markup {
+    let cells = |member: &Member| -> String {
+        member.owned.iter().map(|partition| format!("M{} {}h9v9h-9z", partition % 16 * 10, partition / 16 * 10)).collect()
+    };
+    let told: Vec<String> = members.iter().map(|member| format!("{} owns {}", member.name, member.owned.len())).collect();
+    html! {
+        svg .partitions viewBox="0 0 159 159" role="img" aria-label=(format!("256 partitions: {}", told.join(", "))) {
+            @for (index, member) in members.iter().enumerate() { path class=(format!("owner-{}", index % OWNERS)) d=(cells(member)) {} }
+        }
+    }
+}
+
+fn set_aside(entities: &[SetAside], fields: &Markup) -> Markup {
+    html! {
+        @if entities.is_empty() { p { "No entity is: none has failed too often." } }
+        ul .lines { @for aside in entities { li .line.row {
+            span { a href=(entity_path(&aside.kind, &aside.id)) { (aside.kind) " " (aside.id) } ": " (aside.reason) }
+            form method="post" action="/operator/release" {
+                (fields)
+                input type="hidden" name="kind" value=(aside.kind); input type="hidden" name="id" value=(aside.id);
+                button type="submit" { "Take it back" span .hidden { ": " (aside.kind) " " (aside.id) } }
+            }
+        } } }
+    }
+}
+
+/// Rates are reckoned by the page's script, between one look and the next.
+fn answered(exposition: &str) -> Markup {
+    let by_route = traffic::of(exposition);
+    let mut rows: Vec<(&String, &Traffic)> = by_route.iter().filter(|(_, traffic)| traffic.requests > 0).collect();
+    rows.sort_by_key(|(_, traffic)| std::cmp::Reverse(traffic.requests));
+    let total: u64 = rows.iter().map(|(_, traffic)| traffic.requests).sum();
+    let ms = |traffic: &Traffic, share| traffic.quantile_ms(share).map_or_else(|| "longer".to_owned(), |ms| format!("{ms} ms"));
+    html! {
+        p { (total) " requests since its start, " strong data-rate="all" data-count=(total) { "…" } " a second now." }
+        div .scroll tabindex="0" role="region" aria-label="Requests by route" {
+            table {
+                thead { tr { @for name in ["Route", "Requests", "A second", "Half within", "99 % within", "Failed"] { th scope="col" { (name) } } } }
+                tbody { @for (route, traffic) in rows.iter().take(ROUTES_MAX) { tr {
+                    th scope="row" { (route) }
+                    td { (traffic.requests) }
+                    td data-rate=(route) data-count=(traffic.requests) { "…" }
+                    td { (ms(traffic, 0.5)) }
+                    td { (ms(traffic, 0.99)) }
+                    td { (traffic.failed) }
+                } } }
+            }
+        }
+    }
 }
 
 /// What one caller may ask of this node.
@@ -129,7 +221,7 @@ fn limits(page: &Page) -> Markup {
     html! {
         section aria-labelledby="limits-title" {
             h2 #limits-title { "Limits of one caller at this node" }
-            dl { @for (name, quota) in &rows { dt { (name) } dd { (quota) } } }
+            dl .figures { @for (name, quota) in &rows { div { dt { (name) } dd { @if quota == "0" { "none" } @else { (quota) } } } } }
         }
     }
 }
@@ -166,8 +258,9 @@ pub async fn entities(door: Arc<Door>, request: Request) -> Result<Answer, Probl
             _ => None,
         };
         let content = html! {
-            h1 { "An entity, as the journal tells it" }
-            form .filters method="get" action="/operator/entities" {
+            h1 { "Operation" }
+            (places("/operator/entities"))
+            form .filters.panel method="get" action="/operator/entities" {
                 p .field { label for="kind" { "Kind" } select #kind name="kind" { @for known in KINDS { option value=(known) selected[known == kind] { (known) } } } }
                 (field("id", "Id", id, None, html! {}))
                 button type="submit" { "Show" }
@@ -188,27 +281,31 @@ fn life(kind: &str, id: &str, whole: &Inspection, then: Option<&Inspection>) -> 
     let first = whole.history.len().saturating_sub(RECORDS_MAX);
     let text = |record: &Value, name: &str| record[name].as_str().unwrap_or_default().to_owned();
     html! {
-        form .slider method="get" action="/operator/entities" {
+        form .slider.panel method="get" action="/operator/entities" {
             input type="hidden" name="kind" value=(kind);
             input type="hidden" name="id" value=(id);
             p .field {
                 label for="until" { "At version " output data-live="version" { (seen.version) } " of " (whole.version) }
                 input #until type="range" name="until" min="1" max=(whole.version) value=(seen.version);
             }
-            button type="submit" { "Show it as it was" }
+            noscript { button type="submit" { "Show it as it was" } }
         }
+        div .split.even {
         div #state {
             h2 { "State" }
             pre .scroll tabindex="0" role="region" aria-label="State" { (state) }
         }
+        div {
         h2 { "What happened" }
         @if first > 0 { p { "The newest " (RECORDS_MAX) " of " (whole.history.len()) " records." } }
         ol .timeline start=(first + 1) { @for record in whole.history.iter().skip(first) {
-            li aria-current=[(record["entityversion"] == seen.version).then_some("step")] {
+            li data-version=(record["entityversion"]) aria-current=[(record["entityversion"] == seen.version).then_some("step")] {
                 (when(&text(record, "time"))) " " strong { (text(record, "type")) } " by " (text(record, "askedby"))
                 details { summary { "Data" } pre .scroll tabindex="0" role="region" aria-label=(format!("Data of record {}", record["entityversion"])) { (serde_json::to_string_pretty(&record["data"]).unwrap_or_default()) } }
             }
         } }
+        }
+        }
     }
 }
 
@@ -218,20 +315,25 @@ pub async fn sales(door: Arc<Door>, request: Request) -> Result<Answer, Problem>
         let fields = page.form_fields()?;
         let listed: Listed<Sale> = page.api().get("/api/flash-sales?limit=100").await?;
         let content = html! {
-            h1 { "Flash sales" }
+            h1 { "Operation" }
+            (places("/operator/sales"))
             ul .lines { @for sale in &listed.items { li { article .line {
                 h2 { a href=(format!("/vendor/sales/{}", sale.id)) { (sale.title) " for " (sale.price) } }
-                p { (sale.status) ", " (sale.quantity) " units, from " (when(&sale.starts_at)) " to " (when(&sale.ends_at)) }
+                p { span .badge { (sale.status) } " " (sale.quantity) " units, from " (when(&sale.starts_at)) " to " (when(&sale.ends_at)) }
                 @if sale.status == "draft" {
-                    form .inline method="post" action=(format!("/vendor/sales/{}/approve", sale.id)) { (fields) button .main type="submit" { "Approve" span .hidden { " " (sale.title) } } }
+                    form method="post" action=(format!("/vendor/sales/{}/approve", sale.id)) { (fields) button .main type="submit" { "Approve" span .hidden { " " (sale.title) } } }
                 }
                 @if ["draft", "scheduled", "active", "paused"].contains(&sale.status.as_str()) {
-                    form method="post" action=(format!("/operator/sales/{}", sale.id)) {
+                    form .row method="post" action=(format!("/operator/sales/{}", sale.id)) {
                         (fields)
-                        label for=(format!("rate-{}", sale.id)) { "Admissions a second (empty: no limit)" }
-                        input id=(format!("rate-{}", sale.id)) type="number" name="rate" min="1" value=[sale.admissions_per_second];
-                        label for=(format!("bits-{}", sale.id)) { "Bits of work" }
-                        input id=(format!("bits-{}", sale.id)) type="number" name="bits" min="0" max="28" value=(sale.challenge_bits);
+                        p .field {
+                            label for=(format!("rate-{}", sale.id)) { "Admissions a second (empty: no limit)" }
+                            input id=(format!("rate-{}", sale.id)) type="number" name="rate" min="1" value=[sale.admissions_per_second];
+                        }
+                        p .field {
+                            label for=(format!("bits-{}", sale.id)) { "Bits of work" }
+                            input id=(format!("bits-{}", sale.id)) type="number" name="bits" min="0" max="28" value=(sale.challenge_bits);
+                        }
                         button type="submit" { "Set" span .hidden { " for " (sale.title) } }
                     }
                 }
@@ -273,17 +375,19 @@ pub async fn users(door: Arc<Door>, request: Request) -> Result<Answer, Problem>
         };
         let is_admin = |account: &Account| account.roles.iter().any(|role| role == "admin");
         let content = html! {
-            h1 { "Accounts" }
-            form .filters method="get" action="/operator/users" {
+            h1 { "Operation" }
+            (places("/operator/users"))
+            form .filters.panel method="get" action="/operator/users" {
                 (field("email", "E-mail address", &email, wrong.as_ref().map(|_| "this cannot be an e-mail address"), html! {}))
                 button type="submit" { "Find" }
             }
             @match &found {
                 None => @if !email.is_empty() && wrong.is_none() { p role="status" { "Nobody has this address." } },
-                Some(account) => article .line {
+                Some(account) => article .panel {
                     h2 { (account.name) }
-                    p { (account.email) " · " (account.id) " · " (account.roles.join(", ")) }
-                    form .inline method="post" action=(format!("/operator/users/{}/admin", account.id)) {
+                    p { (account.email) " " span .id { (account.id) } }
+                    p { @for role in &account.roles { span .badge { (role) } " " } }
+                    form method="post" action=(format!("/operator/users/{}/admin", account.id)) {
                         (fields)
                         input type="hidden" name="email" value=(account.email);
                         @if is_admin(account) { button type="submit" name="act" value="revoke" { "Not an admin any more" } }
@@ -310,4 +414,42 @@ pub async fn change_admin(door: Arc<Door>, request: Request) -> Result<Answer, P
         page.go(&format!("/operator/users?email={}", percent_encoded(form.get("email"))))
     })
     .await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_set_aside_can_be_taken_back() {
+        let aside = SetAside { kind: "order".into(), id: "ord_1".into(), reason: "it died <5> times".into() };
+        let text = set_aside(&[aside], &html! { input name="form_token"; }).into_string();
+        for part in [
+            "/operator/entities?kind=order&amp;id=ord_1",
+            "it died &lt;5&gt; times",
+            "action=\"/operator/release\"",
+            "name=\"form_token\"",
+            "name=\"kind\" value=\"order\"",
+            "name=\"id\" value=\"ord_1\"",
+        ] {
+            assert!(text.contains(part), "{part} in {text}");
+        }
+    }
+
+    #[test]
+    fn a_map_shows_each_partition_once_in_the_colour_of_its_owner() {
+        let member = |name: &str, owned: Vec<u8>| Member {
+            name: name.into(),
+            is_self: false,
+            state: "active".into(),
+            http: String::new(),
+            version: String::new(),
+            owned,
+            handovers: None,
+            residents: None,
+        };
+        let text = map(&[member("a", (0..=99).collect()), member("b", (100..=255).collect())]).into_string();
+        assert!(text.contains("a owns 100, b owns 156") && text.contains("class=\"owner-1\""), "{text}");
+        assert_eq!((text.matches('M').count(), text.matches("M150 150h").count()), (256, 1), "{text}");
+    }
 }

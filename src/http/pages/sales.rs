@@ -12,6 +12,7 @@ use super::super::problem::Problem;
 use super::super::request::Request;
 use super::layout::Shell;
 use super::shopper::{Listed, reason};
+use super::tile::tile;
 use super::{Failed, Page, shown};
 use crate::domain::{Money, Timestamp, ids};
 
@@ -19,6 +20,7 @@ use crate::domain::{Money, Timestamp, ids};
 pub struct Sale {
     pub id: String,
     pub status: String,
+    pub sku: String,
     pub product_id: String,
     pub title: String,
     pub price: Money,
@@ -60,6 +62,18 @@ pub struct Claim {
     pub order_id: Option<String>,
 }
 
+/// What a product costs when it is not on sale.
+#[derive(Deserialize)]
+struct Usual {
+    variants: Vec<UsualPrice>,
+}
+
+#[derive(Deserialize)]
+struct UsualPrice {
+    sku: String,
+    price: Money,
+}
+
 #[derive(Deserialize)]
 struct Ticket {
     place: u32,
@@ -77,10 +91,21 @@ struct Answered {
 pub fn card(sale: &Sale) -> Markup {
     html! {
         article .card.sale data-topic=(format!("flash_sale:{}", sale.id)) {
-            h3 { a href=(format!("/sales/{}", sale.id)) { (sale.title) } }
-            p .price data-live="price" { (sale.price) }
-            p { span data-live="state" { (state(sale)) } @if let Some(at) = next_moment(sale) { " " (countdown(at)) } }
+            (tile(&sale.product_id))
+            div .words {
+                h3 { a href=(format!("/sales/{}", sale.id)) { (sale.title) } }
+                p .price data-live="price" { (sale.price) }
+                (stock(sale))
+                p .state { span data-live="state" { (state(sale)) } @if let Some(at) = next_moment(sale) { " " (countdown(at)) } }
+            }
         }
+    }
+}
+
+/// How much of it is left, as a bar.
+fn stock(sale: &Sale) -> Markup {
+    html! {
+        meter data-live-meter="available" min="0" max=(sale.quantity) value=(sale.available.unwrap_or(sale.quantity)) aria-label=(format!("Units left of {}", sale.title)) {}
     }
 }
 
@@ -120,8 +145,9 @@ pub async fn list(door: Arc<Door>, request: Request) -> Result<Answer, Problem> 
         let seen: Vec<&Sale> = listed.items.iter().filter(|sale| !["draft", "arming"].contains(&sale.status.as_str())).collect();
         let content = html! {
             h1 { "Flash sales" }
+            h2 .hidden { "All sales" }
             @if seen.is_empty() { p { "None is planned." } }
-            ul .cards { @for sale in &seen { li { (card(sale)) } } }
+            ul .cards.sales { @for sale in &seen { li { (card(sale)) } } }
         };
         page.show(&Shell::live("Flash sales", "home.js"), &content)
     })
@@ -152,16 +178,22 @@ pub async fn sale(door: Arc<Door>, request: Request) -> Result<Answer, Problem> 
         let sale: Sale = page.api().get(&path).await?;
         let own = own(page, &sale).await?;
         let here = format!("/sales/{}", sale.id);
+        let product = page.api().find::<Usual>(&format!("/api/products/{}", sale.product_id)).await?;
+        let usual = product.into_iter().flat_map(|product| product.variants).find(|variant| variant.sku == sale.sku);
+        let usual = usual.map(|variant| variant.price);
         let may_claim = page.visit.account().is_some() || sale.guests;
         let content = html! {
-            div .sale-page data-topic=(format!("flash_sale:{}", sale.id)) data-status=(sale.status) {
+            div .sale-page.product data-topic=(format!("flash_sale:{}", sale.id)) data-status=(sale.status) {
+                (tile(&sale.product_id))
+                div .about {
                 h1 { (sale.title) }
-                p .price { strong data-live="price" { (sale.price) } " instead of the usual price. "
-                    a href=(format!("/products/{}", sale.product_id)) { "The product" } }
+                p .price.large { strong data-live="price" { (sale.price) }
+                    @if let Some(usual) = usual { " " span .from { "instead of " s { (usual) } } } }
+                p { a href=(format!("/products/{}", sale.product_id)) { "What it is" } }
                 p .status role="status" { span data-live="state" { (state(&sale)) } @if let Some(at) = next_moment(&sale) { " " (countdown(at)) } }
-                meter data-live-meter="available" min="0" max=(sale.quantity) value=(sale.available.unwrap_or(0)) aria-label="Units left" {}
-                p { span data-live="waiting" { (sale.waiting) } " in line. At most " (sale.per_customer_limit) " for each customer." }
-                section #own aria-labelledby="own-title" aria-live="polite" {
+                (stock(&sale))
+                p .from { span data-live="waiting" { (sale.waiting) } " in line. At most " (sale.per_customer_limit) " for each customer." }
+                section #own .panel aria-labelledby="own-title" aria-live="polite" {
                     h2 #own-title { "You in this sale" }
                     @if let Some(ticket) = &own.ticket {
                         p .place { "Your place in line: " strong data-live="place" { (ticket.place) } }
@@ -178,6 +210,7 @@ pub async fn sale(door: Arc<Door>, request: Request) -> Result<Answer, Problem> 
                             _ => p { "Nothing can be claimed now." },
                         }
                     }
+                }
                 }
             }
         };

@@ -14,6 +14,7 @@ use super::super::request::{Query, Request};
 use super::api::{Refused, Wrong};
 use super::layout::{Shell, when};
 use super::sales::{self, Sale};
+use super::tile::{sign, tile};
 use super::visit::Form;
 use super::{Failed, Page, shown};
 use crate::domain::{Money, Timestamp};
@@ -148,21 +149,32 @@ pub async fn home(door: Arc<Door>, request: Request) -> Result<Answer, Problem> 
         let api = page.api();
         let products_path = format!("/api/products?limit={ON_HOME}&in_stock=true");
         let (running, coming, products) = tokio::join!(
-            api.get::<Listed<Sale>>("/api/flash-sales?status=active&limit=4"),
-            api.get::<Listed<Sale>>("/api/flash-sales?status=scheduled&limit=4"),
+            api.get::<Listed<Sale>>("/api/flash-sales?status=active&limit=3"),
+            api.get::<Listed<Sale>>("/api/flash-sales?status=scheduled&limit=3"),
             api.get::<Listed<Summary>>(&products_path),
         );
         let (running, coming, products) = (running?.items, coming?.items, products?.items);
+        // A list does not say how many units are left.
+        let told = running.iter().map(async |sale| api.get::<Sale>(&format!("/api/flash-sales/{}", sale.id)).await);
+        let running: Result<Vec<Sale>, Refused> = futures_util::future::join_all(told).await.into_iter().collect();
+        let running = running?;
         let content = html! {
-            h1 { "Welcome to the market" }
+            div .hero {
+                div {
+                    h1 { "Made by hand, sold by whoever made it" }
+                    p { "Lanterns, kilims, spices and more, straight from the workshops of the market." }
+                    p { a .main href="/products" { "Look around" } }
+                }
+                (sign())
+            }
             @if !running.is_empty() || !coming.is_empty() {
                 section aria-labelledby="sales" {
                     h2 #sales { "Flash sales" }
-                    ul .cards { @for sale in running.iter().chain(&coming) { li { (sales::card(sale)) } } }
+                    ul .cards.sales { @for sale in running.iter().chain(&coming) { li { (sales::card(sale)) } } }
                 }
             }
             section aria-labelledby="products" {
-                h2 #products { "Products" }
+                h2 #products { "In the market" }
                 @if products.is_empty() { p { "There is nothing in this shop yet." } }
                 ul .cards { @for product in &products { li { (product_card(product)) } } }
                 p { a href="/products" { "All products" } }
@@ -173,31 +185,18 @@ pub async fn home(door: Arc<Door>, request: Request) -> Result<Answer, Problem> 
     .await
 }
 
-/// A tile whose pattern is the product's own: there is no picture of it.
-fn tile(id: &str) -> Markup {
-    let bits: u64 = id.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3));
-    let cells = (0..5_u64).flat_map(|y| (0..5_u64).map(move |x| (x, y)));
-    // Mirrored, as tiles are.
-    let is_set = |x: u64, y: u64| bits >> (y * 3 + x.min(4 - x)) & 1 == 1;
-    let path: String = cells
-        .filter(|(x, y)| is_set(*x, *y))
-        .map(|(x, y)| format!("M{} {}h8l2 4l-2 4h-8l-2-4z", x * 10 + 1, y * 10 + 1))
-        .collect();
-    html! {
-        svg .tile class=(format!("hue-{}", bits >> 32 & 7)) viewBox="0 0 50 50" aria-hidden="true" focusable="false" { path d=(path) {} }
-    }
-}
-
 fn product_card(product: &Summary) -> Markup {
     html! {
         article .card {
             (tile(&product.id))
-            h3 { a href=(format!("/products/{}", product.id)) { (product.title) } }
-            p .from { (product.vendor) @if let Some(category) = product.category.last() { " · " (category) } }
-            p .price {
-                (product.price_from)
-                @if product.price_to != product.price_from { " to " (product.price_to) }
-                @if !product.in_stock { " " span .badge { "Sold out" } }
+            div .words {
+                h3 { a href=(format!("/products/{}", product.id)) { (product.title) } }
+                p .from { (product.vendor) @if let Some(category) = product.category.last() { " · " (category) } }
+                p .price {
+                    (product.price_from)
+                    @if product.price_to != product.price_from { " to " (product.price_to) }
+                    @if !product.in_stock { " " span .badge { "Sold out" } }
+                }
             }
         }
     }
@@ -229,7 +228,7 @@ pub async fn products(door: Arc<Door>, request: Request) -> Result<Answer, Probl
         };
         let content = html! {
             h1 { @if value("q").is_empty() { "Products" } @else { "Products for “" (value("q")) "”" } }
-            form .filters method="get" action="/products" {
+            form .filters.panel method="get" action="/products" {
                 input type="hidden" name="q" value=(value("q"));
                 (field("category", "Category", value("category"), None, html! {}))
                 (field("min_price", "Price from", value("min_price"), None, html! {}))
@@ -250,6 +249,7 @@ pub async fn products(door: Arc<Door>, request: Request) -> Result<Answer, Probl
             @match &found {
                 Err(refused) => p .error role="alert" { (refused.title) @if let Some(detail) = &refused.detail { " " (detail) } },
                 Ok(found) => {
+                    h2 .hidden { "What was found" }
                     @if found.items.is_empty() { p { "Nothing was found." } }
                     ul .cards { @for product in &found.items { li { (product_card(product)) } } }
                     @if let Some(next) = &found.next_cursor { p { a rel="next" href=(more(next)) { "More products" } } }
@@ -302,25 +302,25 @@ pub async fn product(door: Arc<Door>, request: Request) -> Result<Answer, Proble
             }
             div .product {
                 (tile(&product.id))
-                div {
+                div .about {
                     h1 { (product.title) }
                     p .from { "from " (product.vendor) }
-                    p { (product.description) }
+                    p .lead { (product.description) }
                     @for sale in &running {
-                        p .note { "On sale now: " a href=(format!("/sales/{}", sale.id)) { (sale.title) " for " (sale.price) } }
+                        p .note.hot { "On sale now: " a href=(format!("/sales/{}", sale.id)) { (sale.title) " for " (sale.price) } }
                     }
                     form method="post" action="/cart/items" {
                         (fields)
                         fieldset .variants {
                             legend { @if product.options.is_empty() { "Choose" } @else { (product.options.join(", ")) } }
                             @for variant in &product.variants {
-                                p .check data-sku=(variant.sku) {
+                                p .check.choice data-sku=(variant.sku) {
                                     input type="radio" name="sku" id=(format!("sku-{}", variant.sku)) value=(variant.sku) required
                                         checked[first.is_some_and(|first| first.sku == variant.sku)];
                                     label for=(format!("sku-{}", variant.sku)) {
-                                        @if variant.options.is_empty() { (product.title) } @else { (variant.options.join(", ")) }
-                                        " · " (variant.price) " · "
-                                        span data-live=(format!("available {}", variant.sku)) { (in_stock(available(&variant.sku))) }
+                                        strong { @if variant.options.is_empty() { (product.title) } @else { (variant.options.join(", ")) } }
+                                        " " span .price { (variant.price) } " "
+                                        span .from data-live=(format!("available {}", variant.sku)) { (in_stock(available(&variant.sku))) }
                                     }
                                 }
                             }
@@ -351,17 +351,17 @@ fn in_stock(available: u64) -> String {
 
 // The cart ------------------------------------------------------------------------------------------------------------------
 
-/// The browser's open cart, if it has one.
-async fn open_cart(page: &mut Page) -> Result<Option<Cart>, Failed> {
+/// The browser's open cart with its version, if it has one.
+async fn open_cart(page: &mut Page) -> Result<Option<(Cart, u64)>, Failed> {
     let own = match (page.visit.cart(), page.visit.account()) {
         (Some(cart), _) => Some(cart.to_owned()),
         (None, Some(_)) => page.api().get::<Me>("/api/users/me").await.ok().and_then(|me| me.cart_id),
         (None, None) => None,
     };
     let Some(id) = own else { return Ok(None) };
-    let cart = page.api().find::<Cart>(&format!("/api/carts/{id}")).await?;
+    let cart = page.api().find_at::<Cart>(&format!("/api/carts/{id}")).await?;
     match cart {
-        Some(cart) if ["open", "checking_out"].contains(&cart.status.as_str()) => Ok(Some(cart)),
+        Some((cart, version)) if ["open", "checking_out"].contains(&cart.status.as_str()) => Ok(Some((cart, version))),
         _ => {
             page.visit.forget_cart();
             Ok(None)
@@ -379,19 +379,20 @@ struct Me {
 pub async fn cart(door: Arc<Door>, request: Request) -> Result<Answer, Problem> {
     shown(door, request, async |page| {
         let fields = page.form_fields()?;
-        let cart = open_cart(page).await?;
-        let lines = cart.as_ref().map_or(&[][..], |cart| &cart.lines);
-        let topic = cart.as_ref().map(|cart| format!("cart:{}", cart.id));
+        let cart = open_cart(page).await?.filter(|(cart, _)| !cart.lines.is_empty());
         let content = html! {
             h1 { "Your cart" }
-            @if lines.is_empty() {
-                p { "There is nothing in it yet. " a href="/products" { "Look around" } }
-            } @else {
-                div data-topic=[topic] {
-                    ul .lines { @for line in lines { li { (cart_line(line, &fields)) } } }
-                    p .total { "Subtotal: " strong data-live="subtotal" { @if let Some(total) = cart.as_ref().and_then(|cart| cart.subtotal) { (total) } } }
-                    p { a .main href="/checkout" { "Check out" } }
-                }
+            @match &cart {
+                None => p { "There is nothing in it yet. " a href="/products" { "Look around" } },
+                Some((cart, version)) => div .split data-topic=(format!("cart:{}", cart.id)) data-after=(version) {
+                    ul .lines { @for line in &cart.lines { li { (cart_line(line, &fields)) } } }
+                    section .panel aria-labelledby="sum" {
+                        h2 #sum { "Your purchase" }
+                        p .total { span { "Subtotal" } " " strong data-live="subtotal" { @if let Some(total) = cart.subtotal { (total) } } }
+                        p { a .main.whole href="/checkout" { "Check out" } }
+                        p { a href="/products" { "Go on looking" } }
+                    }
+                },
             }
         };
         page.show(&Shell::live("Your cart", "cart.js"), &content)
@@ -402,20 +403,23 @@ pub async fn cart(door: Arc<Door>, request: Request) -> Result<Answer, Problem> 
 fn cart_line(line: &CartLine, fields: &Markup) -> Markup {
     let id = format!("quantity-{}", line.sku);
     html! {
-        article .line data-sku=(line.sku) {
-            h2 { a href=(format!("/products/{}", line.product_id)) { (line.title) } }
-            p .from { (line.sku) " · " (line.unit_price) " each" }
-            form method="post" action=(format!("/cart/items/{}", percent_encoded(&line.sku))) {
-                (fields)
-                label for=(id) { "Quantity of " (line.title) }
-                input id=(id) type="number" name="quantity" value=(line.quantity) min="0" max="1000" required inputmode="numeric";
-                button type="submit" { "Change" }
-                button type="submit" name="remove" value="1" { "Remove" span .hidden { " " (line.title) } }
+        article .line.goods data-sku=(line.sku) {
+            (tile(&line.product_id))
+            div {
+                h2 { a href=(format!("/products/{}", line.product_id)) { (line.title) } }
+                p .from { (line.sku) " · " (line.unit_price) " each" }
+                @if let Some(until) = line.held_until {
+                    p .held { "Held for you for " time data-countdown="" datetime=(until) { (until) } }
+                }
+                form method="post" action=(format!("/cart/items/{}", percent_encoded(&line.sku))) {
+                    (fields)
+                    label .hidden for=(id) { "Quantity of " (line.title) }
+                    input id=(id) type="number" name="quantity" value=(line.quantity) min="0" max="1000" required inputmode="numeric";
+                    button type="submit" { "Change" span .hidden { " the quantity of " (line.title) } }
+                    button .link type="submit" name="remove" value="1" { "Remove" span .hidden { " " (line.title) } }
+                }
             }
             p .price { @if let Some(total) = line.total { (total) } }
-            @if let Some(until) = line.held_until {
-                p .held { "Held for you for " time data-countdown="" datetime=(until) { (until) } }
-            }
         }
     }
 }
@@ -425,7 +429,7 @@ pub async fn add_to_cart(door: Arc<Door>, request: Request) -> Result<Answer, Pr
     shown(door, request, async |page| {
         let form = page.form()?;
         let cart = match open_cart(page).await? {
-            Some(cart) => cart.id,
+            Some((cart, _)) => cart.id,
             None => {
                 page.visit.own_token()?;
                 let made = page.api().post::<Cart>("/api/carts", &format!("{}-cart", form.get("key")), &json!({})).await?;
@@ -449,7 +453,7 @@ pub async fn add_to_cart(door: Arc<Door>, request: Request) -> Result<Answer, Pr
 pub async fn change_cart(door: Arc<Door>, request: Request) -> Result<Answer, Problem> {
     shown(door, request, async |page| {
         let form = page.form()?;
-        let Some(cart) = open_cart(page).await? else { return page.go("/cart") };
+        let Some((cart, _)) = open_cart(page).await? else { return page.go("/cart") };
         let quantity = if form.get("remove").is_empty() { form.number("quantity") } else { json!(0) };
         let path = format!("/api/carts/{}/items/{}", cart.id, percent_encoded(page.param(0)));
         match page.api().patch::<Cart>(&path, &json!({ "quantity": quantity })).await {
@@ -510,7 +514,7 @@ struct Purchase {
 
 async fn purchase(page: &mut Page, claim: &str) -> Result<Option<(Purchase, Option<String>)>, Failed> {
     if claim.is_empty() {
-        let Some(cart) = open_cart(page).await?.filter(|cart| !cart.lines.is_empty()) else { return Ok(None) };
+        let Some((cart, _)) = open_cart(page).await?.filter(|(cart, _)| !cart.lines.is_empty()) else { return Ok(None) };
         let until = cart.lines.iter().filter_map(|line| line.held_until).min();
         let lines = cart.lines.into_iter().map(|line| (line.title, line.quantity, line.total)).collect();
         return Ok(Some((Purchase { claim: None, lines, total: cart.subtotal, until }, Some(cart.id))));
@@ -532,13 +536,14 @@ fn checkout_form(
     html! {
         h1 { "Checkout" }
         @if let Some(why) = why { p .error role="alert" { (why) } }
-        section aria-labelledby="what" {
+        div .split {
+        section .panel aria-labelledby="what" {
             h2 #what { "What you buy" }
-            ul { @for (title, quantity, total) in &purchase.lines { li { (quantity) " × " (title) @if let Some(total) = total { ", " (total) } } } }
-            p .total { "Total: " strong { @if let Some(total) = purchase.total { (total) } } }
+            ul .bill { @for (title, quantity, total) in &purchase.lines { li { span { (quantity) " × " (title) } " " @if let Some(total) = total { span { (total) } } } } }
+            p .total { span { "Total" } " " strong { @if let Some(total) = purchase.total { (total) } } }
             @if let Some(until) = purchase.until { p .held { "Held for you for " time data-countdown="" datetime=(until) { (until) } } }
         }
-        form method="post" action="/checkout" {
+        form .first method="post" action="/checkout" {
             (fields)
             @if let Some((_, claim)) = &purchase.claim { input type="hidden" name="claim" value=(claim); }
             @if let Some(total) = purchase.total {
@@ -567,7 +572,8 @@ fn checkout_form(
                     }
                 }
             }
-            button .main type="submit" { "Pay" @if let Some(total) = purchase.total { " " (total) } }
+            button .main.whole type="submit" { "Pay" @if let Some(total) = purchase.total { " " (total) } }
+        }
         }
     }
 }
@@ -698,7 +704,7 @@ pub async fn order(door: Arc<Door>, request: Request) -> Result<Answer, Problem>
         let content = html! {
             h1 { "Your order" }
             div data-topic=(format!("order:{}", order.id)) data-after=(after) {
-                p .status role="status" { strong data-live="status" { (told(&order.status)) } " · " (order.id) }
+                p .status role="status" { strong data-live="status" { (told(&order.status)) } " " span .id { (order.id) } }
                 ol .steps {
                     @for (index, (status, label)) in STEPS.iter().enumerate() {
                         li data-step=(status) aria-current=[(reached == Some(index)).then_some("step")]
@@ -706,28 +712,33 @@ pub async fn order(door: Arc<Door>, request: Request) -> Result<Answer, Problem>
                     }
                 }
                 @if let Some(reason) = order.reason.as_ref().and_then(|reason| reason["message"].as_str()) { p { (reason) } }
-                ul { @for line in &order.lines {
-                    li { (line.quantity) " × " a href=(format!("/products/{}", line.product_id)) { (line.title) } ", " (line.total) }
-                } }
-                p .total { "Total: " strong { (order.total) } }
-                @if let Some(to) = &order.shipping_address {
-                    address { (to.name) br; (to.line1) br; @if let Some(line2) = &to.line2 { (line2) br; } (to.postal_code) " " (to.city) ", " (to.country) }
-                }
-                @if let Some(email) = &order.email { p { "A confirmation goes to " (email) "." } }
-                p { "Placed " (when(&order.placed_at)) "." }
-                @for shipment in &order.shipments {
-                    p { "Sent with " (shipment.carrier) @if let Some(number) = &shipment.tracking_number { ", number " (number) } "." }
-                }
-                @if can_cancel {
-                    form method="post" action=(format!("/orders/{}/cancel", order.id)) data-while="pending reserved paid" {
-                        (fields) button type="submit" { "Cancel the order" }
+                div .split {
+                    section aria-labelledby="timeline" {
+                        h2 #timeline { "What happened" }
+                        ol .timeline data-list="timeline" {
+                            @for event in &history.items {
+                                li { (when(&event.time)) " " span { (happened(&event.event_type)) } }
+                            }
+                        }
                     }
-                }
-                section aria-labelledby="timeline" {
-                    h2 #timeline { "What happened" }
-                    ol .timeline data-list="timeline" {
-                        @for event in &history.items {
-                            li { (when(&event.time)) " " (happened(&event.event_type)) }
+                    section .panel aria-labelledby="bought" {
+                        h2 #bought { "What you bought" }
+                        ul .bill { @for line in &order.lines {
+                            li { span { (line.quantity) " × " a href=(format!("/products/{}", line.product_id)) { (line.title) } } " " span { (line.total) } }
+                        } }
+                        p .total { span { "Total" } " " strong { (order.total) } }
+                        @if let Some(to) = &order.shipping_address {
+                            address { (to.name) br; (to.line1) br; @if let Some(line2) = &to.line2 { (line2) br; } (to.postal_code) " " (to.city) ", " (to.country) }
+                        }
+                        @if let Some(email) = &order.email { p { "A confirmation goes to " (email) "." } }
+                        p .from { "Placed " (when(&order.placed_at)) "." }
+                        @for shipment in &order.shipments {
+                            p { "Sent with " (shipment.carrier) @if let Some(number) = &shipment.tracking_number { ", number " (number) } "." }
+                        }
+                        @if can_cancel {
+                            form method="post" action=(format!("/orders/{}/cancel", order.id)) data-while="pending reserved paid" {
+                                (fields) button type="submit" { "Cancel the order" }
+                            }
                         }
                     }
                 }
@@ -763,7 +774,7 @@ pub async fn orders(door: Arc<Door>, request: Request) -> Result<Answer, Problem
             h1 { "Your orders" }
             @if listed.items.is_empty() { p { "You have not ordered anything yet." } }
             @else {
-                div .scroll tabindex="0" role="region" aria-label="Your orders" {
+                div #orders .scroll data-refresh tabindex="0" role="region" aria-label="Your orders" {
                     table {
                         thead { tr { th scope="col" { "Order" } th scope="col" { "Placed" } th scope="col" { "Units" } th scope="col" { "Total" } th scope="col" { "Status" } } }
                         tbody { @for order in &listed.items { tr {
@@ -771,14 +782,14 @@ pub async fn orders(door: Arc<Door>, request: Request) -> Result<Answer, Problem
                             td { (when(&order.placed_at)) }
                             td { (order.items) }
                             td { (order.total) }
-                            td { (told(&order.status)) }
+                            td { span .badge { (told(&order.status)) } }
                         } } }
                     }
                 }
             }
             @if let Some(next) = &listed.next_cursor { p { a rel="next" href=(format!("/orders?cursor={next}")) { "Older orders" } } }
         };
-        page.show(&Shell::plain("Your orders"), &content)
+        page.show(&Shell::live("Your orders", "lists.js"), &content)
     })
     .await
 }

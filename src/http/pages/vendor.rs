@@ -1,5 +1,6 @@
 //! A vendor's own shop: orders to ship, products and stock, sales and how they go.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use maud::{Markup, PreEscaped, html};
@@ -15,7 +16,7 @@ use super::layout::{Shell, when};
 use super::sales::Sale;
 use super::shopper::{Listed, cents, reason};
 use super::{Failed, Page, charts, shown};
-use crate::domain::{Money, Timestamp};
+use crate::domain::{Currency, Money, Timestamp};
 use crate::integrations::http_client::percent_encoded;
 
 /// Pages of the shop's newest orders that its chart is drawn from.
@@ -24,9 +25,13 @@ const CHART_HOURS: usize = 24;
 const HOUR_MS: i64 = 60 * 60 * 1_000;
 const PRODUCTS: usize = 50;
 
+/// Statuses of an order whose money is the shop's.
+const PAID: [&str; 3] = ["paid", "shipped", "delivered"];
+
 #[derive(Deserialize)]
 struct Ordered {
     id: String,
+    status: String,
     total: Money,
     items: u64,
     placed_at: Timestamp,
@@ -65,42 +70,51 @@ fn own_shop(page: &Page) -> Result<String, Failed> {
     }
 }
 
+/// The pages for those who sell.
+fn places(here: &str) -> Markup {
+    let places = [
+        ("/vendor", "Orders"),
+        ("/vendor/products", "Products and stock"),
+        ("/vendor/sales", "Flash sales"),
+        ("/vendor/figures", "Figures"),
+    ];
+    html! {
+        nav .tabs aria-label="Your shop" {
+            @for (path, name) in places { a href=(path) aria-current=[(path == here).then_some("page")] { (name) } " " }
+        }
+    }
+}
+
 /// `GET /vendor`
 pub async fn home(door: Arc<Door>, request: Request) -> Result<Answer, Problem> {
     shown(door, request, async |page| {
         let shop = own_shop(page)?;
         let fields = page.form_fields()?;
         let api = page.api();
-        let listed = async |status: &str| {
-            api.get::<Listed<Ordered>>(&format!("/api/orders?shop={shop}&status={status}&limit=50")).await
-        };
-        let (to_ship, on_their_way, lately) = tokio::join!(listed("paid"), listed("shipped"), lately(page, &shop));
-        let (to_ship, on_their_way, (labels, units)) = (to_ship?.items, on_their_way?.items, lately?);
+        let listed =
+            async |status: &str| api.get::<Listed<Ordered>>(&format!("/api/orders?shop={shop}&status={status}&limit=50")).await;
+        let (to_ship, on_their_way) = tokio::join!(listed("paid"), listed("shipped"));
+        let (to_ship, on_their_way) = (to_ship?.items, on_their_way?.items);
         let content = html! {
             h1 { "Your shop" }
-            nav aria-label="Your shop" { a href="/vendor/products" { "Products and stock" } " " a href="/vendor/sales" { "Flash sales" } }
-            section #to-ship data-refresh="2000" aria-labelledby="to-ship-title" {
+            (places("/vendor"))
+            section #to-ship data-refresh aria-labelledby="to-ship-title" {
                 h2 #to-ship-title { "To ship" }
                 @if to_ship.is_empty() { p { "Nothing waits to be sent." } }
                 ul .lines { @for order in &to_ship { li { (shipping(order, &fields)) } } }
             }
-            section #underway data-refresh="5000" aria-labelledby="underway-title" {
+            section #underway data-refresh aria-labelledby="underway-title" {
                 h2 #underway-title { "On their way" }
                 @if on_their_way.is_empty() { p { "Nothing is." } }
-                ul { @for order in &on_their_way { li data-sent=(order.id) {
-                    a href=(format!("/orders/{}", order.id)) { (order.id) } " "
-                    form .inline method="post" action=(format!("/vendor/orders/{}/deliver", order.id)) {
+                ul .lines { @for order in &on_their_way { li .line.row data-sent=(order.id) {
+                    a .id href=(format!("/orders/{}", order.id)) { (order.id) } " "
+                    form method="post" action=(format!("/vendor/orders/{}/deliver", order.id)) {
                         (fields) button type="submit" { "Delivered" span .hidden { " " (order.id) } }
                     }
                 } } }
             }
-            section #lately data-refresh="10000" aria-labelledby="lately-title" {
-                h2 #lately-title { "Orders of the last 24 hours" }
-                (PreEscaped(charts::bars(&labels, &units, 3)))
-                p { (units.iter().sum::<u64>()) " orders, at most " (units.iter().max().copied().unwrap_or(0)) " in one hour." }
-            }
         };
-        page.show(&Shell::live("Your shop", "fresh.js"), &content)
+        page.show(&Shell::live("Your shop", "lists.js"), &content)
     })
     .await
 }
@@ -109,39 +123,102 @@ fn shipping(order: &Ordered, fields: &Markup) -> Markup {
     let (carrier, number) = (format!("carrier-{}", order.id), format!("number-{}", order.id));
     html! {
         article .line data-order=(order.id) {
-            h3 { a href=(format!("/orders/{}", order.id)) { (order.id) } }
+            h3 { a .id href=(format!("/orders/{}", order.id)) { (order.id) } }
             p .from { (order.items) " units · " (order.total) " · placed " (when(&order.placed_at)) }
-            form method="post" action=(format!("/vendor/orders/{}/ship", order.id)) {
+            form .row method="post" action=(format!("/vendor/orders/{}/ship", order.id)) {
                 (fields)
-                label for=(carrier) { "Carrier" } input id=(carrier) name="carrier" required maxlength="64";
-                label for=(number) { "Tracking number" } input id=(number) name="tracking_number" maxlength="64";
-                button type="submit" { "Shipped" span .hidden { " " (order.id) } }
+                p .field { label for=(carrier) { "Carrier" } input id=(carrier) name="carrier" required maxlength="64"; }
+                p .field { label for=(number) { "Tracking number" } input id=(number) name="tracking_number" maxlength="64"; }
+                button .main type="submit" { "Shipped" span .hidden { " " (order.id) } }
             }
         }
     }
 }
 
-/// Orders in each of the last hours, oldest first, with the hour's name.
-async fn lately(page: &Page, shop: &str) -> Result<(Vec<String>, Vec<u64>), Failed> {
-    let (now, mut counts) = (page.door.now(), vec![0_u64; CHART_HOURS]);
+/// `GET /vendor/figures`
+pub async fn figures(door: Arc<Door>, request: Request) -> Result<Answer, Problem> {
+    shown(door, request, async |page| {
+        let shop = own_shop(page)?;
+        let lately = lately(page, &shop).await?;
+        let orders: u64 = lately.orders.iter().sum();
+        let content = html! {
+            h1 { "The last 24 hours" }
+            (places("/vendor/figures"))
+            div #figures data-refresh {
+                dl .figures {
+                    div { dt { "Orders" } dd { (orders) @if lately.is_cut { "+" } } }
+                    div { dt { "Units" } dd { (lately.units) @if lately.is_cut { "+" } } }
+                    @for (_, total) in &lately.takings { div { dt { "Taken in " (total.currency) } dd { (total) }} }
+                }
+                h2 { "Orders in each hour" }
+                (PreEscaped(charts::bars(&lately.hours, &lately.orders, 3)))
+                p { (orders) " orders, at most " (lately.orders.iter().max().copied().unwrap_or(0)) " in one hour." }
+                @for (takings, total) in &lately.takings {
+                    h2 { "Taken in each hour, " (total.currency) }
+                    (PreEscaped(charts::bars(&lately.hours, takings, 3)))
+                    p { (total) " in all." }
+                }
+            }
+        };
+        page.show(&Shell::live("Figures", "lists.js"), &content)
+    })
+    .await
+}
+
+/// What a shop sold in the last hours, oldest first.
+struct Lately {
+    hours: Vec<String>,
+    orders: Vec<u64>,
+    units: u64,
+    /// In whole units of each currency, and all of them together.
+    takings: Vec<(Vec<u64>, Money)>,
+    /// There were more orders than are looked at.
+    is_cut: bool,
+}
+
+async fn lately(page: &Page, shop: &str) -> Result<Lately, Failed> {
+    let now = page.door.now();
+    let hour = |index: usize| {
+        let back = (CHART_HOURS - 1 - index) as i64 * HOUR_MS;
+        now.plus_ms(-back).to_string().get(11..13).map(|hour| format!("{hour}h")).unwrap_or_default()
+    };
+    let hours = (0..CHART_HOURS).map(hour).collect();
+    let mut lately = Lately { hours, orders: vec![0; CHART_HOURS], units: 0, takings: Vec::new(), is_cut: true };
+    let mut minor: BTreeMap<Currency, Vec<i64>> = BTreeMap::new();
     let mut cursor = String::new();
     'pages: for _ in 0..CHART_PAGES_MAX {
         let listed: Listed<Ordered> = page.api().get(&format!("/api/orders?shop={shop}&limit=100{cursor}")).await?;
         for order in listed.items {
             let ago = usize::try_from(now.since_ms(order.placed_at).max(0) / HOUR_MS).unwrap_or(usize::MAX);
-            let Some(count) = counts.iter_mut().rev().nth(ago) else { break 'pages };
-            *count += 1;
+            let Some(index) = (CHART_HOURS - 1).checked_sub(ago) else {
+                lately.is_cut = false;
+                break 'pages;
+            };
+            lately.orders[index] += 1;
+            lately.units += order.items;
+            if PAID.contains(&order.status.as_str()) {
+                let amounts = minor.entry(order.total.currency).or_insert_with(|| vec![0; CHART_HOURS]);
+                let hour = &mut amounts[index];
+                *hour = hour.saturating_add(order.total.amount);
+            }
         }
         match listed.next_cursor {
             Some(next) => cursor = format!("&cursor={next}"),
-            None => break,
+            None => {
+                lately.is_cut = false;
+                break;
+            }
         }
     }
-    let hour = |index: usize| {
-        let back = (CHART_HOURS - 1 - index) as i64 * HOUR_MS;
-        now.plus_ms(-back).to_string().get(11..13).map(|hour| format!("{hour}h")).unwrap_or_default()
-    };
-    Ok(((0..CHART_HOURS).map(hour).collect(), counts))
+    lately.takings = minor
+        .into_iter()
+        .map(|(currency, amounts)| {
+            let whole = 10_i64.pow(currency.minor_digits());
+            let total = Money { amount: amounts.iter().copied().fold(0, i64::saturating_add), currency };
+            (amounts.iter().map(|amount| u64::try_from(amount / whole).unwrap_or(0)).collect(), total)
+        })
+        .collect();
+    Ok(lately)
 }
 
 /// `POST /vendor/orders/{id}/ship`
@@ -195,19 +272,24 @@ pub async fn products(door: Arc<Door>, request: Request) -> Result<Answer, Probl
         let rows: Result<Vec<_>, Refused> = futures_util::future::join_all(rows).await.into_iter().collect();
         let rows = rows?;
         let content = html! {
-            h1 { "Products and stock" }
-            div #stock .scroll data-refresh="5000" tabindex="0" role="region" aria-label="Products and stock" {
+            h1 { "Your shop" }
+            (places("/vendor/products"))
+            div #stock .scroll data-refresh tabindex="0" role="region" aria-label="Products and stock" {
                 table {
-                    thead { tr { @for name in ["Product", "Sku", "Price", "On hand", "Held", "Reserved", "Available", "More or less"] { th scope="col" { (name) } } } }
+                    thead { tr { @for name in ["Product", "Sku", "Price", "On hand", "Held", "Reserved", "Available", "More or less", "Low from"] { th scope="col" { (name) } } } }
                     tbody { @for (product, variant, stock) in &rows { tr {
                         td { a href=(format!("/products/{}", product.id)) { (product.title) } }
                         td { (variant.sku) }
                         td { (variant.price) }
                         @match stock {
-                            None => td colspan="5" { "no stock" },
+                            None => td colspan="6" { "no stock" },
                             Some(stock) => {
                                 td { (stock.on_hand) } td { (stock.held) } td { (stock.reserved) }
-                                td { (stock.available) @if stock.available <= stock.low_stock_threshold { " " span .badge { "low" } } }
+                                td {
+                                    (stock.available)
+                                    @if stock.available == 0 { " " span .badge.hot { "sold out" } }
+                                    @else if stock.available <= stock.low_stock_threshold { " " span .badge.hot { "low" } }
+                                }
                                 td {
                                     form .adjust method="post" action=(format!("/vendor/stock/{}", percent_encoded(&variant.sku))) {
                                         (fields)
@@ -216,13 +298,21 @@ pub async fn products(door: Arc<Door>, request: Request) -> Result<Answer, Probl
                                         button type="submit" { "Adjust" span .hidden { " " (variant.sku) } }
                                     }
                                 }
+                                td {
+                                    form .adjust method="post" action=(format!("/vendor/stock/{}/low", percent_encoded(&variant.sku))) {
+                                        (fields)
+                                        label .hidden for=(format!("low-{}", variant.sku)) { "Units from which " (variant.sku) " is low" }
+                                        input id=(format!("low-{}", variant.sku)) type="number" name="threshold" min="0" required value=(stock.low_stock_threshold);
+                                        button type="submit" { "Set" span .hidden { " for " (variant.sku) } }
+                                    }
+                                }
                             },
                         }
                     } } }
                 }
             }
         };
-        page.show(&Shell::live("Products and stock", "fresh.js"), &content)
+        page.show(&Shell::live("Products and stock", "lists.js"), &content)
     })
     .await
 }
@@ -239,6 +329,18 @@ pub async fn adjust(door: Arc<Door>, request: Request) -> Result<Answer, Problem
     .await
 }
 
+/// `POST /vendor/stock/{sku}/low`
+pub async fn low_from(door: Arc<Door>, request: Request) -> Result<Answer, Problem> {
+    shown(door, request, async |page| {
+        let form = page.form()?;
+        let path = format!("/api/inventory/{}", percent_encoded(page.param(0)));
+        let body = json!({ "low_stock_threshold": form.number("threshold") });
+        say(page, page.api().patch::<Value>(&path, &body).await.map(drop), "It is set.")?;
+        page.go("/vendor/products")
+    })
+    .await
+}
+
 /// `GET /vendor/sales`
 pub async fn sales(door: Arc<Door>, request: Request) -> Result<Answer, Problem> {
     shown(door, request, async |page| {
@@ -247,11 +349,12 @@ pub async fn sales(door: Arc<Door>, request: Request) -> Result<Answer, Problem>
         let listed: Listed<Sale> = page.api().get(&format!("/api/flash-sales?shop={shop}&limit=50")).await?;
         let now = page.door.now();
         let content = html! {
-            h1 { "Your flash sales" }
-            ul { @for sale in &listed.items {
-                li { a href=(format!("/vendor/sales/{}", sale.id)) { (sale.title) " for " (sale.price) } ", " (sale.quantity) " units, " (sale.status) }
+            h1 { "Your shop" }
+            (places("/vendor/sales"))
+            ul #sales .lines data-refresh { @for sale in &listed.items {
+                li .line.row { a href=(format!("/vendor/sales/{}", sale.id)) { (sale.title) " for " (sale.price) } " " span { (sale.quantity) " units" } " " span .badge { (sale.status) } }
             } }
-            section aria-labelledby="new" {
+            section .panel aria-labelledby="new" {
                 h2 #new { "A new one" }
                 form method="post" action="/vendor/sales" {
                     (fields)
@@ -268,7 +371,7 @@ pub async fn sales(door: Arc<Door>, request: Request) -> Result<Answer, Problem>
                 p { "An admin approves it; then its units are set aside." }
             }
         };
-        page.show(&Shell::plain("Your flash sales"), &content)
+        page.show(&Shell::live("Your flash sales", "lists.js"), &content)
     })
     .await
 }
@@ -304,17 +407,17 @@ pub async fn cockpit(door: Arc<Door>, request: Request) -> Result<Answer, Proble
             div .sale-page .cockpit data-topic=(format!("flash_sale:{}", sale.id)) data-status=(sale.status) {
                 h1 { (sale.title) }
                 p .status role="status" { strong { (sale.status) } " · " (sale.price) " · until " (when(&sale.ends_at)) }
-                dl {
-                    dt { "Claims a second" } dd data-live="rate" { "0" }
-                    dt { "Free" } dd data-live="available" { (sale.available.unwrap_or(0)) }
-                    dt { "Held" } dd data-live="held" { (sale.held) }
-                    dt { "Sold" } dd data-live="sold" { (sale.sold) }
-                    dt { "In line" } dd data-live="waiting" { (sale.waiting) }
+                dl .figures {
+                    div { dt { "Claims a second" } dd data-live="rate" { "0" } }
+                    div { dt { "Free" } dd data-live="available" { (sale.available.unwrap_or(0)) } }
+                    div { dt { "Held" } dd data-live="held" { (sale.held) } }
+                    div { dt { "Sold" } dd data-live="sold" { (sale.sold) } }
+                    div { dt { "In line" } dd data-live="waiting" { (sale.waiting) } }
                 }
                 meter data-live-meter="sold" min="0" max=(sale.quantity) value=(sale.sold) aria-label="Units sold" {}
-                @for (act, label) in acts {
-                    form .inline method="post" action=(format!("/vendor/sales/{}/{act}", sale.id)) { (fields) button type="submit" { (label) } " " }
-                }
+                div .row { @for (act, label) in acts {
+                    form method="post" action=(format!("/vendor/sales/{}/{act}", sale.id)) { (fields) button type="submit" { (label) } }
+                } }
             }
         };
         page.show(&Shell::live(&sale.title, "cockpit.js"), &content)

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use warp::http::StatusCode;
-use warp::http::header::{CACHE_CONTROL, COOKIE, HOST, HeaderMap, HeaderName, HeaderValue, ORIGIN, SET_COOKIE};
+use warp::http::header::{CACHE_CONTROL, COOKIE, HOST, HeaderMap, HeaderName, HeaderValue, ORIGIN, REFERRER_POLICY, SET_COOKIE};
 
 use super::super::answer::Answer;
 use super::super::problem::Problem;
@@ -218,7 +218,8 @@ impl Visit {
                 answer.headers.append(SET_COOKIE, cookie);
             }
         }
-        answer.with(CACHE_CONTROL, "no-store")
+        // Without a referrer browsers would not say of a form where it comes from.
+        answer.with(CACHE_CONTROL, "no-store").with(REFERRER_POLICY, "same-origin")
     }
 
     // Forms -----------------------------------------------------------------------------------------------------------------

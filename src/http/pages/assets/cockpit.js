@@ -1,5 +1,5 @@
 // A sale as its vendor sees it: claims a second, and where the units are.
-import { follow, show } from "./live.js";
+import { follow, reload, show } from "./live.js";
 
 const page = document.querySelector(".cockpit");
 let last = null;
@@ -9,7 +9,7 @@ follow({
     after: 0,
     hear: ({ type, state }) => {
       if (type !== "state") return;
-      if (state.status !== page.dataset.status) return setTimeout(() => location.reload(), 100);
+      if (state.status !== page.dataset.status) return reload();
       for (const name of ["available", "held", "sold", "waiting"]) show(name, state[name], page);
       for (const meter of page.querySelectorAll("[data-live-meter='sold']")) meter.value = state.sold;
       const now = { taken: state.held + state.sold, at: performance.now() };

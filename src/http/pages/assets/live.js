@@ -63,6 +63,7 @@ export function follow(topics, caughtUp = () => {}) {
         wait = FIRST_WAIT_MS;
         const followed = topics[message.topic];
         if (!followed) return;
+        if (message.type === "subscribed") followed.after ??= message.seq;
         if (message.type === "event" || message.type === "state") {
           if (message.seq <= followed.after) return;
           followed.after = message.seq;
@@ -86,6 +87,21 @@ export function follow(topics, caughtUp = () => {}) {
   }
 
   connect();
+}
+
+let isLeaving = false;
+addEventListener("submit", (event) => {
+  isLeaving ||= !event.defaultPrevented;
+});
+addEventListener("pageshow", () => {
+  isLeaving = false;
+});
+
+/** Gets the page again, unless it is being left: a form that was sent must arrive. */
+export function reload() {
+  if (isLeaving) return;
+  isLeaving = true;
+  location.reload();
 }
 
 /** Minor units as text, as the server writes them. */

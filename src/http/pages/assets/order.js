@@ -1,5 +1,5 @@
 // An order: its status and what happened, as it happens.
-import { follow } from "./live.js";
+import { follow, reload } from "./live.js";
 
 const order = document.querySelector("[data-topic^='order:']");
 // As the server writes them: see `happened` in shopper.rs.
@@ -29,7 +29,9 @@ function show(type, time) {
   const when = document.createElement("time");
   when.dateTime = time;
   when.textContent = `${time.slice(0, 10)} ${time.slice(11, 16)} UTC`;
-  item.append(when, ` ${words[type]?.[1] ?? steps[type] ?? type}`);
+  const told = document.createElement("span");
+  told.textContent = words[type]?.[1] ?? steps[type] ?? type;
+  item.append(when, " ", told);
   order.querySelector("[data-list='timeline']").append(item);
   const found = words[type];
   if (!found) return;
@@ -52,7 +54,7 @@ if (order) {
       hear: (message) => {
         if (message.type === "event") show(message.event.type, message.event.time);
         // Too much was missed: the server tells all of it at once.
-        if (message.type === "state") location.reload();
+        if (message.type === "state") reload();
       },
     },
   });

@@ -1,10 +1,9 @@
 // A sale: units left, the line, one's own place, and the proof of work where one is asked for.
-import { ask, follow, show } from "./live.js";
+import { ask, follow, reload, show } from "./live.js";
 import { countdowns } from "./clock.js";
 import { showSale } from "./sale-state.js";
 
 const page = document.querySelector(".sale-page");
-const reload = () => setTimeout(() => location.reload(), 100);
 
 function ticket(message) {
   if (message.state !== "waiting") return reload();
@@ -53,7 +52,7 @@ for (const form of page.querySelectorAll("form[data-proof]")) {
         Object.assign(field, { type: "hidden", name, value });
         form.append(field);
       }
-      form.submit();
+      form.requestSubmit();
       return;
     }
   });

@@ -6,10 +6,14 @@ if (slider) {
   let asked = 0;
   range.addEventListener("input", async () => {
     slider.querySelector("[data-live='version']").textContent = range.value;
+    for (const record of document.querySelectorAll("[data-version]")) {
+      if (record.dataset.version === range.value) record.setAttribute("aria-current", "step");
+      else record.removeAttribute("aria-current");
+    }
     const own = (asked += 1);
     const answer = await fetch(`${slider.getAttribute("action")}?${new URLSearchParams(new FormData(slider))}`);
     if (!answer.ok || own !== asked) return;
     const page = new DOMParser().parseFromString(await answer.text(), "text/html");
-    document.getElementById("state").replaceChildren(...page.getElementById("state").childNodes);
+    if (own === asked) document.getElementById("state").replaceChildren(...page.getElementById("state").childNodes);
   });
 }

@@ -1,0 +1,4 @@
+// A page of lists that stay fresh.
+import { fresh } from "./fresh.js";
+
+fresh();
