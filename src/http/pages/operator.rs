@@ -25,6 +25,7 @@ const KINDS: [&str; 9] = ["order", "cart", "payment", "inventory", "flash_sale",
 const RECORDS_MAX: usize = 200;
 /// The busiest routes are listed.
 const ROUTES_MAX: usize = 20;
+const CAN_BE_TUNED: [&str; 4] = ["draft", "scheduled", "active", "paused"];
 /// As many nodes have a colour of their own in `style.css`.
 const OWNERS: usize = 8;
 
@@ -313,17 +314,25 @@ fn life(kind: &str, id: &str, whole: &Inspection, then: Option<&Inspection>) -> 
 pub async fn sales(door: Arc<Door>, request: Request) -> Result<Answer, Problem> {
     shown(door, request, async |page| {
         let fields = page.form_fields()?;
-        let listed: Listed<Sale> = page.api().get("/api/flash-sales?limit=100").await?;
+        let api = page.api();
+        let listed: Listed<Sale> = api.get("/api/flash-sales?limit=100").await?;
+        // A list does not say what is set of a sale that can still be tuned.
+        let told = listed.items.into_iter().map(async |sale| match CAN_BE_TUNED.contains(&sale.status.as_str()) {
+            true => api.get::<Sale>(&format!("/api/flash-sales/{}", sale.id)).await,
+            false => Ok(sale),
+        });
+        let sales: Result<Vec<Sale>, Refused> = futures_util::future::join_all(told).await.into_iter().collect();
+        let sales = sales?;
         let content = html! {
             h1 { "Operation" }
             (places("/operator/sales"))
-            ul .lines { @for sale in &listed.items { li { article .line {
+            ul .lines { @for sale in &sales { li { article .line {
                 h2 { a href=(format!("/vendor/sales/{}", sale.id)) { (sale.title) " for " (sale.price) } }
                 p { span .badge { (sale.status) } " " (sale.quantity) " units, from " (when(&sale.starts_at)) " to " (when(&sale.ends_at)) }
                 @if sale.status == "draft" {
                     form method="post" action=(format!("/vendor/sales/{}/approve", sale.id)) { (fields) button .main type="submit" { "Approve" span .hidden { " " (sale.title) } } }
                 }
-                @if ["draft", "scheduled", "active", "paused"].contains(&sale.status.as_str()) {
+                @if CAN_BE_TUNED.contains(&sale.status.as_str()) {
                     form .row method="post" action=(format!("/operator/sales/{}", sale.id)) {
                         (fields)
                         p .field {

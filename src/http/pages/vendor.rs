@@ -408,7 +408,7 @@ pub async fn cockpit(door: Arc<Door>, request: Request) -> Result<Answer, Proble
                 h1 { (sale.title) }
                 p .status role="status" { strong { (sale.status) } " · " (sale.price) " · until " (when(&sale.ends_at)) }
                 dl .figures {
-                    div { dt { "Claims a second" } dd data-live="rate" { "0" } }
+                    div { dt { "Claimed a second" } dd data-live="rate" { "0.0" } }
                     div { dt { "Free" } dd data-live="available" { (sale.available.unwrap_or(0)) } }
                     div { dt { "Held" } dd data-live="held" { (sale.held) } }
                     div { dt { "Sold" } dd data-live="sold" { (sale.sold) } }

@@ -1,8 +1,11 @@
-// A sale as its vendor sees it: claims a second, and where the units are.
+// A sale as its vendor sees it: units claimed a second, and where the units are.
 import { follow, reload, show } from "./live.js";
 
+const OVER_SECONDS = 5;
 const page = document.querySelector(".cockpit");
-let last = null;
+// Units that are held or sold, as of each of the last seconds.
+const taken = [];
+let newest = null;
 
 follow({
   [page.dataset.topic]: {
@@ -12,12 +15,15 @@ follow({
       if (state.status !== page.dataset.status) return reload();
       for (const name of ["available", "held", "sold", "waiting"]) show(name, state[name], page);
       for (const meter of page.querySelectorAll("[data-live-meter='sold']")) meter.value = state.sold;
-      const now = { taken: state.held + state.sold, at: performance.now() };
-      if (last && now.at - last.at >= 1000) {
-        show("rate", Math.max(0, Math.round(((now.taken - last.taken) * 1000) / (now.at - last.at))), page);
-        last = now;
-      }
-      last ??= now;
+      newest = state.held + state.sold;
+      if (taken.length === 0) taken.push(newest);
     },
   },
 });
+
+setInterval(() => {
+  if (newest === null) return;
+  taken.push(newest);
+  if (taken.length > OVER_SECONDS + 1) taken.shift();
+  show("rate", (Math.max(0, newest - taken[0]) / OVER_SECONDS).toFixed(1), page);
+}, 1000);
