@@ -42,10 +42,7 @@ type Failed = Box<dyn std::error::Error + Send + Sync>;
 
 /// A marketplace backend made of actors: one program, nothing beside it.
 #[derive(Parser)]
-#[command(
-    version,
-    after_help = "Start here:\n  souk serve --demo        a shop with goods in it, at http://127.0.0.1:8080/api/products"
-)]
+#[command(version, after_help = "Start here:\n  souk serve --demo        a shop with goods in it, at http://127.0.0.1:8080/")]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -530,7 +527,7 @@ async fn becomes_ready(node: &Node, folder: &DataFolder, demo: bool, url: &str) 
             println!("The demo shop has {products} products.");
         }
         println!("Accounts: {}, all with the password {}", demo::ACCOUNTS.join(", "), demo::PASSWORD);
-        println!("Shop:     {url}/api/products");
+        println!("Shop:     {url}/ (sell at /vendor, operate at /operator)");
         io::stdout().flush()?;
     }
     if !node.read_models.reached(node.runtime.journal().highest(), LISTS_WAIT).await {

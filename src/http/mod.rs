@@ -8,6 +8,7 @@
 //! - `identity` holds what accounts rest on: passwords, keys, tokens, seals. `bearers` says who a token is of, and `auth`
 //!   whether they may do this; `idempotency` makes a repeated POST safe.
 //! - `openapi` is the contract, made of the structs that are read and written; `docs` shows it as a page.
+//! - `pages` is the shop window: what people see in a browser, made of what the API answers.
 //! - `products`, `inventory`, `carts`, `orders`, `flash_sales`, `claims`, `users`, `sessions`, `shops`, `cluster`, `health` and
 //!   `live` hold the handlers; `sealing` says whose key seals what is personal, `proof_of_work` what a claim may have to show.
 //!

@@ -258,6 +258,8 @@ const scenarios = {
     await line.getByRole("button", { name: "Shipped" }).click();
     await vendor.getByText("It is on its way.").waitFor();
     await shopper.locator("[data-live='status']", { hasText: "On its way" }).waitFor();
+    await shopper.getByText("Sent with Caravan, number C-1.").waitFor();
+    assert.equal(await shopper.getByRole("button", { name: "Cancel the order" }).count(), 0);
     await vendor.getByRole("button", { name: `Delivered ${order}` }).click();
     await shopper.locator("[data-live='status']", { hasText: "Delivered" }).waitFor();
     await vendor.goto("/vendor/products");
@@ -275,7 +277,7 @@ const scenarios = {
     assert.ok(await vendor.evaluate(() => window.stays), "the page was not loaded again");
     await shot(vendor, "stock");
     await vendor.getByRole("link", { name: "Figures" }).click();
-    await vendor.getByText("1 orders, at most 1 in one hour.").waitFor();
+    await vendor.getByText("1 order, at most 1 in one hour.").waitFor();
     assert.equal(await vendor.locator("svg.chart").count(), 2);
     await shot(vendor, "figures");
   },

@@ -20,6 +20,7 @@ pub fn installed() -> &'static Tools {
         // Another run may be installing it right now.
         let lock = File::create(target.join("browser.lock")).unwrap();
         lock.lock().unwrap();
+        program(&["node"], &["nodejs"]);
         Tools { folder: packages(target), chromium: chromium() }
     })
 }
@@ -35,6 +36,7 @@ fn packages(target: &Path) -> PathBuf {
         let _ = fs::remove_dir_all(&folder);
         fs::create_dir_all(&folder).unwrap();
         fs::write(folder.join("package.json"), named).unwrap();
+        program(&["npm"], &["npm"]);
         run(Command::new("npm").args(["install", "--no-audit", "--no-fund", "--ignore-scripts"]).current_dir(&folder));
         File::create(folder.join("ready")).unwrap();
     }
@@ -43,18 +45,23 @@ fn packages(target: &Path) -> PathBuf {
 }
 
 fn chromium() -> PathBuf {
-    let is_there = |program: &PathBuf| Command::new(program).arg("--version").output().is_ok_and(|ran| ran.status.success());
-    let find = || ["/usr/bin/chromium", "/usr/bin/chromium-browser"].map(PathBuf::from).into_iter().find(is_there);
+    program(&["/usr/bin/chromium", "/usr/bin/chromium-browser"], &["chromium", "fonts-dejavu-core"])
+}
+
+/// The first of these that runs; where there is none, one of Debian's packages has it.
+fn program(names: &[&str], packages: &[&str]) -> PathBuf {
+    let is_there = |name: &&&str| Command::new(name).arg("--version").output().is_ok_and(|ran| ran.status.success());
+    let find = || names.iter().find(is_there).map(PathBuf::from);
     find().unwrap_or_else(|| {
-        assert!(rustix::process::geteuid().is_root(), "Chromium is missing: install the package `chromium`");
-        eprintln!("installing Chromium: apt-get install chromium");
+        assert!(rustix::process::geteuid().is_root(), "{names:?} is missing: install the packages {packages:?}");
+        eprintln!("installing {packages:?} with apt-get");
         run(Command::new("apt-get").arg("update"));
-        run(Command::new("apt-get").args(["install", "--yes", "--no-install-recommends", "chromium", "fonts-dejavu-core"]));
+        run(Command::new("apt-get").args(["install", "--yes", "--no-install-recommends"]).args(packages));
         find().unwrap()
     })
 }
 
 fn run(command: &mut Command) {
-    let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}. Are Node and npm installed?"));
+    let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
     assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
 }

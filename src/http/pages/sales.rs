@@ -181,9 +181,11 @@ pub async fn sale(door: Arc<Door>, request: Request) -> Result<Answer, Problem> 
         let product = page.api().find::<Usual>(&format!("/api/products/{}", sale.product_id)).await?;
         let usual = product.into_iter().flat_map(|product| product.variants).find(|variant| variant.sku == sale.sku);
         let usual = usual.map(|variant| variant.price);
+        let is_offered = own.claims.iter().any(|claim| claim.status == "offered");
+        let standing = if is_offered { "admitted" } else if own.ticket.is_some() { "waiting" } else { "" };
         let may_claim = page.visit.account().is_some() || sale.guests;
         let content = html! {
-            div .sale-page.product data-topic=(format!("flash_sale:{}", sale.id)) data-status=(sale.status) {
+            div .sale-page.product data-topic=(format!("flash_sale:{}", sale.id)) data-status=(sale.status) data-standing=(standing) {
                 (tile(&sale.product_id))
                 div .about {
                 h1 { (sale.title) }
@@ -201,7 +203,7 @@ pub async fn sale(door: Arc<Door>, request: Request) -> Result<Answer, Problem> 
                         form method="post" action=(format!("{here}/leave")) { (fields) button type="submit" { "Leave the line" } }
                     }
                     @for claim in &own.claims { (own_claim(&here, claim, &fields)) }
-                    @if own.ticket.is_none() && !own.claims.iter().any(|claim| claim.status == "offered") {
+                    @if standing.is_empty() {
                         @match sale.status.as_str() {
                             "scheduled" => (reminder(&here, own.reminded, &fields)),
                             "active" if !may_claim => p { "This sale is for accounts. " a href=(format!("/login?back={here}")) { "Log in" } },

@@ -139,6 +139,8 @@ struct Happened {
     #[serde(rename = "type")]
     event_type: String,
     time: String,
+    #[serde(default)]
+    data: Value,
 }
 
 // What there is -----------------------------------------------------------------------------------------------------------
@@ -665,8 +667,8 @@ fn told(status: &str) -> &str {
 }
 
 /// An event in words, as scripts write it too: see `order.js`.
-fn happened(event_type: &str) -> &str {
-    match event_type {
+fn happened(event: &Happened) -> &str {
+    match event.event_type.as_str() {
         "order.created" => "Placed",
         "order.placed_again" => "Tried again",
         "order.line.reserved" => "Units reserved",
@@ -674,7 +676,7 @@ fn happened(event_type: &str) -> &str {
         "order.line.released" => "Units given back",
         "order.line.committed" => "Units set aside for you",
         "order.line.restocked" => "Units back in the stock",
-        "order.updated" => "Updated",
+        "order.updated" => event.data["status"].as_str().map_or("Updated", told),
         "order.payment.authorized" => "Payment authorized",
         "order.payment.captured" => "Money taken",
         "order.payment.capture_failed" => "The money could not be taken",
@@ -717,7 +719,7 @@ pub async fn order(door: Arc<Door>, request: Request) -> Result<Answer, Problem>
                         h2 #timeline { "What happened" }
                         ol .timeline data-list="timeline" {
                             @for event in &history.items {
-                                li { (when(&event.time)) " " span { (happened(&event.event_type)) } }
+                                li { (when(&event.time)) " " span { (happened(event)) } }
                             }
                         }
                     }
@@ -736,7 +738,7 @@ pub async fn order(door: Arc<Door>, request: Request) -> Result<Answer, Problem>
                             p { "Sent with " (shipment.carrier) @if let Some(number) = &shipment.tracking_number { ", number " (number) } "." }
                         }
                         @if can_cancel {
-                            form method="post" action=(format!("/orders/{}/cancel", order.id)) data-while="pending reserved paid" {
+                            form method="post" action=(format!("/orders/{}/cancel", order.id)) {
                                 (fields) button type="submit" { "Cancel the order" }
                             }
                         }

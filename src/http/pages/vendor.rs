@@ -142,19 +142,20 @@ pub async fn figures(door: Arc<Door>, request: Request) -> Result<Answer, Proble
         let lately = lately(page, &shop).await?;
         let orders: u64 = lately.orders.iter().sum();
         let content = html! {
-            h1 { "The last 24 hours" }
+            h1 { "Your shop" }
             (places("/vendor/figures"))
             div #figures data-refresh {
+                h2 { "The last 24 hours" }
                 dl .figures {
                     div { dt { "Orders" } dd { (orders) @if lately.is_cut { "+" } } }
                     div { dt { "Units" } dd { (lately.units) @if lately.is_cut { "+" } } }
                     @for (_, total) in &lately.takings { div { dt { "Taken in " (total.currency) } dd { (total) }} }
                 }
-                h2 { "Orders in each hour" }
+                h3 { "Orders in each hour" }
                 (PreEscaped(charts::bars(&lately.hours, &lately.orders, 3)))
-                p { (orders) " orders, at most " (lately.orders.iter().max().copied().unwrap_or(0)) " in one hour." }
+                p { (orders) @if orders == 1 { " order" } @else { " orders" } ", at most " (lately.orders.iter().max().copied().unwrap_or(0)) " in one hour." }
                 @for (takings, total) in &lately.takings {
-                    h2 { "Taken in each hour, " (total.currency) }
+                    h3 { "Taken in each hour, " (total.currency) }
                     (PreEscaped(charts::bars(&lately.hours, takings, 3)))
                     p { (total) " in all." }
                 }

@@ -3,10 +3,14 @@ import { follow, reload } from "./live.js";
 
 const order = document.querySelector("[data-topic^='order:']");
 // As the server writes them: see `happened` in shopper.rs.
-const words = {
-  "order.created": ["pending", "Placed"], "order.paid": ["paid", "Paid"], "order.shipped": ["shipped", "On its way"],
-  "order.payment_failed": ["payment_failed", "Not paid"], "order.cancelled": ["cancelled", "Cancelled"],
-  "order.refunded": ["refunded", "Refunded"], "order.delivered": ["delivered", "Delivered"],
+const statuses = {
+  pending: "Placed", reserved: "Reserved", paid: "Paid", shipped: "On its way", delivered: "Delivered",
+  payment_failed: "Not paid", cancelled: "Cancelled", refunded: "Refunded",
+};
+// After these events the order has another status.
+const becomes = {
+  "order.created": "pending", "order.placed_again": "pending", "order.paid": "paid", "order.shipped": "shipped",
+  "order.delivered": "delivered", "order.payment_failed": "payment_failed", "order.cancelled": "cancelled", "order.refunded": "refunded",
 };
 const steps = {
   "order.placed_again": "Tried again",
@@ -24,19 +28,18 @@ const steps = {
   "order.claimed": "Taken into an account",
 };
 
-function show(type, time) {
+function show({ type, time, data }) {
+  const status = becomes[type] ?? (type === "order.updated" ? data?.status : undefined);
   const item = document.createElement("li");
   const when = document.createElement("time");
   when.dateTime = time;
   when.textContent = `${time.slice(0, 10)} ${time.slice(11, 16)} UTC`;
   const told = document.createElement("span");
-  told.textContent = words[type]?.[1] ?? steps[type] ?? type;
+  told.textContent = type === "order.placed_again" ? steps[type] : (statuses[status] ?? steps[type] ?? type);
   item.append(when, " ", told);
   order.querySelector("[data-list='timeline']").append(item);
-  const found = words[type];
-  if (!found) return;
-  const [status, text] = found;
-  order.querySelector("[data-live='status']").textContent = text;
+  if (!statuses[status]) return;
+  order.querySelector("[data-live='status']").textContent = statuses[status];
   const places = [...order.querySelectorAll("[data-step]")];
   const reached = places.findIndex((step) => step.dataset.step === status);
   places.forEach((step, index) => {
@@ -44,7 +47,16 @@ function show(type, time) {
     if (index === reached) step.setAttribute("aria-current", "step");
     else step.removeAttribute("aria-current");
   });
-  for (const form of order.querySelectorAll("[data-while]")) form.hidden = !form.dataset.while.split(" ").includes(status);
+  refresh();
+}
+
+// What else is told of an order changes with its status: who carries it, and whether it can be cancelled.
+async function refresh() {
+  const answer = await fetch(location.href, { cache: "no-store" }).catch(() => null);
+  if (!answer?.ok) return;
+  const page = new DOMParser().parseFromString(await answer.text(), "text/html");
+  const [panel, newer] = [order, page].map((within) => within.querySelector(".panel"));
+  if (newer && !panel.contains(document.activeElement)) panel.replaceChildren(...newer.childNodes);
 }
 
 if (order) {
@@ -52,7 +64,7 @@ if (order) {
     [order.dataset.topic]: {
       after: Number(order.dataset.after),
       hear: (message) => {
-        if (message.type === "event") show(message.event.type, message.event.time);
+        if (message.type === "event") show(message.event);
         // Too much was missed: the server tells all of it at once.
         if (message.type === "state") reload();
       },

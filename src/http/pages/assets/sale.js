@@ -5,8 +5,12 @@ import { showSale } from "./sale-state.js";
 
 const page = document.querySelector(".sale-page");
 
+// What is told at the beginning is what the server has just written; only what differs from it is news.
 function ticket(message) {
-  if (message.state !== "waiting") return reload();
+  const inLine = ["waiting", "admitted"];
+  const is = inLine.includes(message.state) ? message.state : "";
+  if (is !== page.dataset.standing) return reload();
+  if (is !== "waiting") return;
   show("place", message.place, page);
   const seconds = message.estimated_wait_seconds;
   show("wait", seconds === null || seconds === undefined ? "" : `About ${seconds} seconds to wait.`, page);
