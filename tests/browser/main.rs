@@ -5,6 +5,12 @@
 //! it. Screenshots are left in `target/screenshots`.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+#[path = "../support/haproxy.rs"]
+#[allow(dead_code)]
+mod haproxy;
+#[path = "../support/nats.rs"]
+#[allow(dead_code)]
+mod nats;
 #[path = "../support/node.rs"]
 #[allow(dead_code)]
 mod node;
@@ -18,47 +24,149 @@ use std::time::{Duration, Instant};
 use souk::integrations::http_client::{Client, Limits, Origin};
 use tempfile::TempDir;
 
-use node::{Node, souk};
+use haproxy::{Balancer, free_ports};
+use nats::Nats;
+use node::{Node, souk, until};
 
 const SCENARIO_WITHIN: Duration = Duration::from_secs(150);
-const FLAGS: [&str; 3] = ["--demo", "--snapshot-every", "10"];
 
-struct Shop {
+/// What a scenario is played with.
+trait Shop {
+    fn url(&self) -> String;
+    async fn operator(&self) -> String;
+    /// kill -9.
+    async fn kill(&mut self);
+    /// A new one where it was.
+    async fn start(&mut self);
+    fn log(&self) -> String;
+}
+
+struct OneNode {
     node: Option<Node>,
     origin: Origin,
     folder: TempDir,
 }
 
-impl Shop {
-    async fn open() -> Shop {
-        let folder = tempfile::tempdir().unwrap();
-        let (node, origin) = Node::start_with(folder.path(), &FLAGS).await;
-        Shop { node: Some(node), origin, folder }
-    }
+impl OneNode {
+    const FLAGS: [&str; 3] = ["--demo", "--snapshot-every", "10"];
 
+    async fn open() -> OneNode {
+        let folder = tempfile::tempdir().unwrap();
+        let (node, origin) = Node::start_with(folder.path(), &OneNode::FLAGS).await;
+        OneNode { node: Some(node), origin, folder }
+    }
+}
+
+impl Shop for OneNode {
     fn url(&self) -> String {
         self.origin.to_string().trim_end_matches('/').to_owned()
     }
 
-    /// kill -9, and a new one where it was.
-    async fn dies_and_comes_back(&mut self) {
+    async fn operator(&self) -> String {
+        node::operator(self.folder.path())
+    }
+
+    async fn kill(&mut self) {
         self.node.take().unwrap().kill();
+    }
+
+    async fn start(&mut self) {
         let listen = self.url().strip_prefix("http://").unwrap().to_owned();
-        self.node = Some(Node::spawn_at(souk(), &listen, self.folder.path(), &FLAGS));
-        self.node.as_mut().unwrap().is_ready().await;
+        let node = self.node.insert(Node::spawn_at(souk(), &listen, self.folder.path(), &OneNode::FLAGS));
+        node.is_ready().await;
+    }
+
+    fn log(&self) -> String {
+        self.node.as_ref().map(Node::log).unwrap_or_default()
+    }
+}
+
+/// Two nodes behind a balancer.
+struct TwoNodes {
+    nodes: Vec<Option<Node>>,
+    first_port: u16,
+    balancer: Balancer,
+    nats: Nats,
+    folder: TempDir,
+}
+
+impl TwoNodes {
+    async fn open() -> TwoNodes {
+        let nats = Nats::one().await;
+        let first_port = free_ports(&[0, 1]);
+        let nobody = "127.0.0.1:1".to_owned();
+        let address = |node: u16| format!("127.0.0.1:{}", first_port + node);
+        let balancer = Balancer::before([address(0), address(1), nobody]).await;
+        let folder = tempfile::tempdir().unwrap();
+        let mut shop = TwoNodes { nodes: vec![None, None], first_port, balancer, nats, folder };
+        // The first fills an empty shop, before there is another who could.
+        shop.start_node(0).await;
+        shop.start_node(1).await;
+        shop.balancer.awaits_nodes(2).await;
+        shop
+    }
+
+    fn address(&self, node: usize) -> String {
+        format!("127.0.0.1:{}", self.first_port + u16::try_from(node).unwrap())
+    }
+
+    async fn start_node(&mut self, node: usize) {
+        let (url, monitor) = (self.nats.url(0), format!("http://{}", self.nats.monitor_address(0)));
+        let name = format!("n{}", node + 1);
+        let mut flags = vec!["--nats", &url, "--nats-monitor", &monitor, "--allow-single-replica", "--node-name", &name];
+        flags.extend(["--trusted-proxy", "127.0.0.1"]);
+        flags.extend((node == 0).then_some("--demo"));
+        let data = self.folder.path().join(&name);
+        let started = Node::spawn_at(souk(), &self.address(node), &data, &flags);
+        self.nodes[node].insert(started).is_ready().await;
+    }
+
+    /// Whether somebody follows something there.
+    async fn is_followed(&self, node: usize) -> bool {
+        let mut client = Client::new(Origin::parse(&format!("http://{}", self.address(node))).unwrap(), Limits::default());
+        let metrics = client.get("/metrics", &[]).await.unwrap();
+        !String::from_utf8_lossy(&metrics.body).lines().any(|line| line == "souk_live_watches 0")
+    }
+}
+
+impl Shop for TwoNodes {
+    fn url(&self) -> String {
+        format!("http://127.0.0.1:{}", self.balancer.port())
+    }
+
+    async fn operator(&self) -> String {
+        let mut command = souk();
+        command.args(["admin", "token", "--nats", &self.nats.url(0)]);
+        let ran = tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
+        assert!(ran.status.success(), "{}", String::from_utf8_lossy(&ran.stderr));
+        String::from_utf8(ran.stdout).unwrap().trim().to_owned()
+    }
+
+    /// The one that a page follows something at.
+    async fn kill(&mut self) {
+        until("a page follows something", || async { self.is_followed(0).await || self.is_followed(1).await }).await;
+        let node = if self.is_followed(0).await { 0 } else { 1 };
+        self.nodes[node].take().unwrap().kill();
+    }
+
+    async fn start(&mut self) {
+        let node = self.nodes.iter().position(Option::is_none).unwrap();
+        self.start_node(node).await;
+    }
+
+    fn log(&self) -> String {
+        self.nodes.iter().flatten().map(Node::log).collect::<Vec<_>>().join("\n\n")
     }
 }
 
 /// Plays a scenario to its end. What it says it wants done to the server is done.
-async fn play(scenario: &str) {
+async fn play(scenario: &str, mut shop: impl Shop) {
     let tools = tools::installed();
-    let mut shop = Shop::open().await;
-    let operator = node::operator(shop.folder.path());
     let screenshots = Path::new(env!("CARGO_BIN_EXE_souk")).ancestors().nth(2).unwrap().join("screenshots");
     std::fs::create_dir_all(&screenshots).unwrap();
     let mut command = Command::new("node");
     command.arg(tools.folder.join("scenarios.mjs")).arg(scenario).current_dir(&tools.folder);
-    command.env("SOUK_URL", shop.url()).env("SOUK_OPERATOR", operator).env("CHROMIUM", &tools.chromium);
+    command.env("SOUK_URL", shop.url()).env("SOUK_OPERATOR", shop.operator().await).env("CHROMIUM", &tools.chromium);
     command.env("SCREENSHOTS", screenshots);
     let mut playing = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let (mut tell, said) = (playing.stdin.take().unwrap(), playing.stdout.take().unwrap());
@@ -74,7 +182,11 @@ async fn play(scenario: &str) {
     let is_late = loop {
         match tokio::time::timeout_at(until.into(), lines.recv()).await {
             Ok(Some(line)) if line == "kill the server" => {
-                shop.dies_and_comes_back().await;
+                shop.kill().await;
+                writeln!(tell, "it is gone").unwrap();
+            }
+            Ok(Some(line)) if line == "start the server" => {
+                shop.start().await;
                 writeln!(tell, "it is back").unwrap();
             }
             Ok(Some(line)) => println!("{scenario}: {line}"),
@@ -87,7 +199,7 @@ async fn play(scenario: &str) {
     }
     let ended = playing.wait().unwrap();
     let errors = errors.join().unwrap();
-    assert!(ended.success() && !is_late, "{scenario} fails ({ended}):\n{errors}\n{}", shop.node.as_ref().unwrap().log());
+    assert!(ended.success() && !is_late, "{scenario} fails ({ended}):\n{errors}\n{}", shop.log());
 }
 
 /// Two at a time: each waits half of its time, and more would only wait for each other.
@@ -98,7 +210,7 @@ macro_rules! scenarios {
         #[tokio::test(flavor = "multi_thread")]
         async fn $name() {
             let _turn = AT_ONCE.acquire().await.unwrap();
-            play(stringify!($name)).await;
+            play(stringify!($name), OneNode::open().await).await;
         }
     )*};
 }
@@ -117,10 +229,16 @@ scenarios! {
     the_first_page_is_small
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_page_goes_on_at_another_node_when_its_own_is_killed() {
+    let _turn = AT_ONCE.acquire().await.unwrap();
+    play("a_page_goes_on_at_another_node_when_its_own_is_killed", TwoNodes::open().await).await;
+}
+
 #[tokio::test]
 async fn a_form_that_no_page_of_ours_has_made_is_refused() {
     let folder = tempfile::tempdir().unwrap();
-    let (_node, origin) = Node::start_with(folder.path(), &FLAGS).await;
+    let (_node, origin) = Node::start_with(folder.path(), &OneNode::FLAGS).await;
     let mut client = Client::new(origin, Limits::default());
     for form in ["sku=LANTERN-S&quantity=1", "sku=LANTERN-S&quantity=1&form_token=guessed"] {
         let answer = client.post("/cart/items", &[], form.into()).await.unwrap();

@@ -74,6 +74,33 @@ async function buy(page, sku) {
   return new URL(page.url()).pathname.split("/").at(-1);
 }
 
+/** Has something done to the server, and waits until it is. */
+async function have(done) {
+  console.log(done);
+  await once(lines, "line");
+}
+
+/** Remembers what the page says of its connection, and that it is still the same page. */
+async function watchConnection(page) {
+  await page.evaluate(() => {
+    window.said = [];
+    const connection = document.getElementById("connection");
+    new MutationObserver(() => window.said.push(connection.textContent)).observe(connection, { childList: true });
+  });
+}
+
+/** It said so when the connection was lost, and when it was back, and was never loaded again. */
+async function assertRecovered(page) {
+  await page.waitForFunction(() => document.getElementById("connection").textContent === "");
+  assert.deepEqual(await page.evaluate(() => window.said), ["The connection is lost. Trying again…", ""]);
+}
+
+/** Whatever happened is told once. */
+async function assertToldOnce(page, events) {
+  const told = await page.locator(".timeline li").allInnerTexts();
+  for (const event of events) assert.equal(told.filter((line) => line.endsWith(` ${event}`)).length, 1, told.join("\n"));
+}
+
 const shot = (page, name, fullPage = true) => page.screenshot({ path: join(SCREENSHOTS, `${name}.png`), fullPage });
 
 /** What axe finds wrong with a page as it is now, in light and in dark. */
@@ -226,22 +253,51 @@ const scenarios = {
   async the_server_is_killed_and_the_page_recovers_without_a_reload() {
     const page = await visitor();
     const order = await buy(page, "KILIM-120");
-    await page.evaluate(() => {
-      window.stays = true;
-      window.said = [];
-      const connection = document.getElementById("connection");
-      new MutationObserver(() => window.said.push(connection.textContent)).observe(connection, { childList: true });
-    });
-    console.log("kill the server");
-    await once(lines, "line");
+    await watchConnection(page);
+    await have("kill the server");
+    await page.getByText("The connection is lost. Trying again…").waitFor();
+    await have("start the server");
     await api("POST", `/api/orders/${order}/shipments`, { carrier: "Caravan" });
-    await page.locator("[data-live='status']", { hasText: "On its way" }).waitFor({ timeout: 40000 });
-    await page.waitForFunction(() => document.getElementById("connection").textContent === "");
-    assert.ok(await page.evaluate(() => window.stays), "the page was not loaded again");
-    assert.deepEqual(await page.evaluate(() => window.said), ["The connection is lost. Trying again…", ""]);
-    const told = await page.locator(".timeline li").allInnerTexts();
-    assert.equal(told.filter((line) => line.endsWith(" Paid")).length, 1, told.join("\n"));
-    assert.equal(told.filter((line) => line.endsWith(" On its way")).length, 1, told.join("\n"));
+    await page.locator("[data-live='status']", { hasText: "On its way" }).waitFor();
+    await assertRecovered(page);
+    await assertToldOnce(page, ["Placed", "Paid", "On its way"]);
+  },
+
+  async a_page_goes_on_at_another_node_when_its_own_is_killed() {
+    const [page, admin] = [await visitor(), await visitor()];
+    const order = await buy(page, "KILIM-120");
+    await logIn(admin, "admin@souk.test");
+    await admin.goto("/operator");
+    const map = (owners) => admin.getByRole("img", { name: owners }).waitFor();
+    await map(/n1 owns \d+, n2 owns \d+$/);
+    await shot(admin, "cluster");
+    await watchConnection(page);
+    await admin.evaluate(() => (window.stays = true));
+    await have("kill the server");
+    await page.getByText("The connection is lost. Trying again…").waitFor();
+    // The node that is left takes over what lived there.
+    const until = Date.now() + 60000;
+    for (;;) {
+      try {
+        await api("POST", `/api/orders/${order}/shipments`, { carrier: "Caravan" });
+        break;
+      } catch (error) {
+        if (Date.now() > until) throw error;
+        await page.waitForTimeout(200);
+      }
+    }
+    await page.locator("[data-live='status']", { hasText: "On its way" }).waitFor();
+    await assertRecovered(page);
+    await assertToldOnce(page, ["Placed", "Paid", "On its way"]);
+    await map(/n[12] owns 256/);
+    await have("start the server");
+    await map(/n1 owns 1?\d\d, n2 owns 1?\d\d$/);
+    // What now belongs to the node that came back was handed over to it.
+    await admin.waitForFunction(() => {
+      const figures = [...document.querySelectorAll(".figures div")];
+      return figures.some((figure) => figure.querySelector("dt").textContent === "Handed over" && Number(figure.querySelector("dd").textContent) > 0);
+    });
+    assert.ok(await admin.evaluate(() => window.stays), "the page was not loaded again");
   },
 
   async a_vendor_ships_and_the_shopper_s_page_moves() {

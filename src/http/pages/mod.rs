@@ -40,13 +40,22 @@ use crate::integrations::http_client::percent_encoded;
 
 /// Why there is no page.
 pub enum Failed {
-    Refused(Refused),
+    Refused(Box<Refused>),
     Problem(Problem),
+}
+
+impl Failed {
+    fn into_problem(self) -> Problem {
+        match self {
+            Failed::Problem(problem) => problem,
+            Failed::Refused(_) => Problem::not_found(),
+        }
+    }
 }
 
 impl From<Refused> for Failed {
     fn from(refused: Refused) -> Self {
-        Failed::Refused(refused)
+        Failed::Refused(Box::new(refused))
     }
 }
 
@@ -82,12 +91,13 @@ impl Page {
         let form = Form::parse(&self.request.body)?;
         match self.visit.accepts(&self.door, &self.request.headers, form.get("form_token")) {
             true => Ok(form),
-            false => Err(Failed::Refused(Refused {
+            false => Err(Refused {
                 status: 403,
                 title: "This form is not one of ours, or has grown old.".into(),
                 detail: Some("Open the page again and send it from there.".into()),
                 ..Refused::default()
-            })),
+            }
+            .into()),
         }
     }
 
@@ -126,7 +136,7 @@ pub async fn shown(door: Arc<Door>, request: Request, handler: impl AsyncFnOnce(
         Err(failed) => failed,
     };
     let refused = match failed {
-        Failed::Refused(refused) => refused,
+        Failed::Refused(refused) => *refused,
         Failed::Problem(problem) => told(problem, &page.request.id),
     };
     if refused.status == 401 {
@@ -135,11 +145,11 @@ pub async fn shown(door: Arc<Door>, request: Request, handler: impl AsyncFnOnce(
             query => format!("{}?{query}", page.request.path),
         };
         let back = percent_encoded(&back);
-        return page.go(&format!("/login?back={back}")).or_else(|_| Err(Problem::not_found()));
+        return page.go(&format!("/login?back={back}")).map_err(Failed::into_problem);
     }
     let status = StatusCode::from_u16(refused.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     let (title, content) = apology(&refused);
-    page.show_as(status, &Shell::plain(title), &content).or_else(|_| Err(Problem::not_found()))
+    page.show_as(status, &Shell::plain(title), &content).map_err(Failed::into_problem)
 }
 
 fn apology(refused: &Refused) -> (&str, Markup) {

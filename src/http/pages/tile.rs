@@ -3,6 +3,7 @@
 use std::fmt::Write;
 
 use maud::{Markup, html};
+use xxhash_rust::xxh3::xxh3_64;
 
 /// As many as `style.css` has colours for.
 const HUES: u64 = 8;
@@ -44,8 +45,7 @@ pub fn sign() -> Markup {
 
 /// The tile of whatever has this id.
 pub fn tile(id: &str) -> Markup {
-    let seed =
-        id.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3)) >> 24;
+    let seed = xxh3_64(id.as_bytes());
     pattern(&MOTIFS[usize::try_from(seed / HUES % MOTIFS.len() as u64).unwrap_or(0)], seed % HUES)
 }
 
