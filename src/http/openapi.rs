@@ -1266,6 +1266,7 @@ fn of_operation(s: &mut Schemas) -> Vec<Operation> {
     let census = json!({
         "members": [{
             "name": "n1", "self": true, "state": "active", "http": "127.0.0.1:8080", "version": "0.1.0", "partitions": 256,
+            "owned": (0..=u8::MAX).collect::<Vec<u8>>(), "handovers": 0,
             "residents": { "cart": 3 },
         }],
         "residents": { "cart": 3 }, "set_aside": [], "waiting": 0, "agenda": 2,

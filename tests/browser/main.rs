@@ -9,7 +9,6 @@
 #[allow(dead_code)]
 mod haproxy;
 #[path = "../support/nats.rs"]
-#[allow(dead_code)]
 mod nats;
 #[path = "../support/node.rs"]
 #[allow(dead_code)]

@@ -290,13 +290,16 @@ const scenarios = {
     await assertRecovered(page);
     await assertToldOnce(page, ["Placed", "Paid", "On its way"]);
     await map(/n[12] owns 256/);
+    const handedOver = () => {
+      const figures = [...document.querySelectorAll(".figures div")];
+      const figure = figures.find((one) => one.querySelector("dt").textContent === "Handed over");
+      return Number(figure.querySelector("dd").textContent);
+    };
+    const before = await admin.evaluate(handedOver);
     await have("start the server");
     await map(/n1 owns 1?\d\d, n2 owns 1?\d\d$/);
     // What now belongs to the node that came back was handed over to it.
-    await admin.waitForFunction(() => {
-      const figures = [...document.querySelectorAll(".figures div")];
-      return figures.some((figure) => figure.querySelector("dt").textContent === "Handed over" && Number(figure.querySelector("dd").textContent) > 0);
-    });
+    await admin.waitForFunction(`(${handedOver})() > ${before}`);
     assert.ok(await admin.evaluate(() => window.stays), "the page was not loaded again");
   },
 

@@ -107,7 +107,7 @@ pub async fn home(door: Arc<Door>, request: Request) -> Result<Answer, Problem> 
                 (set_aside(&cluster.set_aside, &fields))
             }
             section #traffic data-refresh aria-labelledby="traffic-title" {
-                h2 #traffic-title { "What this node answers" }
+                h2 #traffic-title data-node=(page.door.config.node_name) { "What " (page.door.config.node_name) " answers" }
                 (answered(&page.door.metrics.exposition()))
             }
             (limits(page))
@@ -221,7 +221,7 @@ fn limits(page: &Page) -> Markup {
     ];
     html! {
         section aria-labelledby="limits-title" {
-            h2 #limits-title { "Limits of one caller at this node" }
+            h2 #limits-title { "Limits of one caller at each node" }
             dl .figures { @for (name, quota) in &rows { div { dt { (name) } dd { @if quota == "0" { "none" } @else { (quota) } } } } }
         }
     }

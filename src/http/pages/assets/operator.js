@@ -1,23 +1,23 @@
-// The cluster, as it changes, and how many requests a second there were between one look and the next.
+// The cluster, as it changes, and how many requests a second a node answered between one look at it and the next.
 import { fresh } from "./fresh.js";
 
-let last = null;
+// Behind a balancer each look may be at another node.
+const last = new Map();
 
-function counts(page) {
-  const found = new Map();
-  for (const cell of page.querySelectorAll("[data-rate]")) found.set(cell.dataset.rate, Number(cell.dataset.count));
-  return { at: performance.now(), found };
+function look(page) {
+  const node = page.querySelector("[data-node]").dataset.node;
+  const cells = [...page.querySelectorAll("[data-rate]")];
+  const counts = new Map(cells.map((cell) => [cell.dataset.rate, Number(cell.dataset.count)]));
+  const then = last.get(node);
+  const now = { at: performance.now(), counts };
+  last.set(node, now);
+  if (!then) return;
+  for (const cell of cells) {
+    // A node that was started again counts from nothing.
+    const more = Math.max(0, counts.get(cell.dataset.rate) - (then.counts.get(cell.dataset.rate) ?? 0));
+    cell.textContent = ((more * 1000) / (now.at - then.at)).toFixed(1);
+  }
 }
 
-fresh((page) => {
-  const now = counts(page);
-  const then = last ?? counts(document);
-  const seconds = last ? (now.at - then.at) / 1000 : 2;
-  for (const cell of page.querySelectorAll("[data-rate]")) {
-    const before = then.found.get(cell.dataset.rate) ?? 0;
-    // A node that was started again counts from nothing.
-    const more = Math.max(0, Number(cell.dataset.count) - before);
-    cell.textContent = (more / seconds).toFixed(1);
-  }
-  last = now;
-});
+look(document);
+fresh(look);
