@@ -505,7 +505,7 @@ mod tests {
 
     #[test]
     fn no_path_breaks_the_table() {
-        let good = ROUTES.iter().map(|route| route.pattern.as_bytes().to_vec()).collect();
+        let good = ROUTES.iter().chain(PAGES).map(|route| route.pattern.as_bytes().to_vec()).collect();
         crate::hostile::feed("paths", good, |bytes| {
             let Ok(path) = std::str::from_utf8(bytes) else { return };
             for method in [Method::GET, Method::POST, Method::TRACE] {
@@ -530,7 +530,9 @@ mod tests {
             (Method::GET, "/api/carts/c/checkout", "405 POST, OPTIONS"),
             (Method::GET, "/api/products/", "404"),
             (Method::GET, "/api/products/a/b", "404"),
-            (Method::GET, "/", "404"),
+            (Method::GET, "/", "GET / []"),
+            (Method::HEAD, "/orders/ord_1", r#"GET /orders/{id} ["ord_1"]"#),
+            (Method::GET, "/orders/ord_1/cancel", "405 POST, OPTIONS"),
             (Method::GET, "", "404"),
             (Method::GET, "//api/products", "404"),
         ] {

@@ -185,11 +185,34 @@ async fn whoever_is_not_signed_in_is_told_so_where_that_is_needed() {
 }
 
 #[tokio::test]
+async fn whoever_comes_with_a_browser_is_told_as_a_page() {
+    let souk = Souk::shared().await;
+    for (path, accept, status, content_type) in [
+        ("/nowhere", "text/html,*/*", 404, "text/html; charset=utf-8"),
+        ("/nowhere", "*/*", 404, "application/problem+json"),
+        ("/api/products/prod_short", "text/html", 404, "application/problem+json"),
+        ("/products/prod_short", "text/html", 404, "text/html; charset=utf-8"),
+        ("/products?sort=nonsense", "text/html", 400, "text/html; charset=utf-8"),
+        ("/products?nonsense=1", "text/html", 400, "text/html; charset=utf-8"),
+        ("/orders/ord_01ARZ3NDEKTSV4RRFFQ69G5FAV", "text/html", 404, "text/html; charset=utf-8"),
+        ("/orders", "text/html", 303, ""),
+        ("/vendor", "text/html", 303, ""),
+        ("/operator", "text/html", 303, ""),
+    ] {
+        let answer = souk.get(path).header("accept", accept).send().await;
+        assert_eq!((answer.status, answer.header("content-type").unwrap_or_default()), (status, content_type), "{path} {accept}");
+        if status == 303 {
+            assert_eq!(answer.header("location"), Some(&*format!("/login?back=%2F{}", &path[1..])));
+        }
+    }
+}
+
+#[tokio::test]
 async fn what_is_not_there_is_not_found() {
     let souk = Souk::shared().await;
     let ulid = "01ARZ3NDEKTSV4RRFFQ69G5FAV";
     for path in [
-        "/".to_owned(),
+        "/nowhere".to_owned(),
         "/api".into(),
         "/api/".into(),
         "/api/products/".into(),

@@ -73,7 +73,7 @@ mod tests {
     #[test]
     fn a_thing_has_one_tile_and_another_thing_another() {
         let tiles: std::collections::BTreeSet<String> =
-            (0..200).map(|index| tile(&format!("prod_{index}")).into_string()).collect();
+            (0..1_000).map(|index| tile(&format!("prod_{index}")).into_string()).collect();
         assert_eq!(tiles.len(), MOTIFS.len() * usize::try_from(HUES).unwrap());
         assert_eq!(tile("prod_1").into_string(), tile("prod_1").into_string());
     }

@@ -340,6 +340,22 @@ mod tests {
     }
 
     #[test]
+    fn no_form_and_no_cookie_breaks_its_reader() {
+        let good = vec![b"sku=red%20shirt&q=a+b&empty=&n=3".to_vec(), b"souk_access=x; souk_note=a%20b".to_vec()];
+        crate::hostile::feed("forms", good, |bytes| {
+            if let Ok(form) = Form::parse(bytes) {
+                assert!(form.get("q").len() <= bytes.len() && form.secret("q").len() <= bytes.len());
+            }
+            if let Ok(line) = HeaderValue::from_bytes(bytes) {
+                let headers = HeaderMap::from_iter([(COOKIE, line)]);
+                assert!(
+                    [NOTE, CART, ""].iter().all(|name| cookie(&headers, name).is_none_or(|value| value.len() <= bytes.len()))
+                );
+            }
+        });
+    }
+
+    #[test]
     fn a_form_is_read_as_browsers_write_it() {
         let form = Form::parse(b"sku=red%20shirt&q=a+b&empty=&n=3&q=again&password=+x+").unwrap();
         assert_eq!((form.get("sku"), form.get("q"), form.get("empty"), form.get("none")), ("red shirt", "a b", "", ""));
