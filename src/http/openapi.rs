@@ -1060,7 +1060,7 @@ fn of_accounts(s: &mut Schemas) -> Vec<Operation> {
     let on = |method, pattern, id, summary| Operation::new(method, pattern, id, "Accounts", summary);
     let user = || {
         json!({
-            "id": USER, "email": "ada@example.com", "name": "Ada", "roles": ["customer"], "shop_id": null,
+            "id": USER, "email": "ada@example.com", "name": "Ada", "roles": ["customer"], "shop_id": null, "cart_id": CART,
             "created_at": PLACED,
         })
     };

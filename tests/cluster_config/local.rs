@@ -194,7 +194,7 @@ async fn the_whole_comes_up_says_where_the_shop_is_and_lets_the_nodes_end_by_the
     let cluster = Cluster::new();
     let up = cluster.whole_up();
     assert!(up.status.success(), "{}", text(&up));
-    for told in [&format!("http://127.0.0.1:{}/api/products", cluster.port), souk::demo::PASSWORD, "kill -9", "down --folder"] {
+    for told in [&format!("http://127.0.0.1:{}/, and", cluster.port), souk::demo::PASSWORD, "kill -9", "down --folder"] {
         assert!(text(&up).contains(told), "{told}: {}", text(&up));
     }
     for account in souk::demo::ACCOUNTS {
