@@ -27,7 +27,7 @@ use haproxy::{Balancer, free_ports};
 use nats::Nats;
 use node::{Node, souk, until};
 
-const SCENARIO_WITHIN: Duration = Duration::from_secs(150);
+const SCENARIO_WITHIN: Duration = Duration::from_secs(240);
 
 /// What a scenario is played with.
 trait Shop {

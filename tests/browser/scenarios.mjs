@@ -290,16 +290,11 @@ const scenarios = {
     await assertRecovered(page);
     await assertToldOnce(page, ["Placed", "Paid", "On its way"]);
     await map(/n[12] owns 256/);
-    const handedOver = () => {
-      const figures = [...document.querySelectorAll(".figures div")];
-      const figure = figures.find((one) => one.querySelector("dt").textContent === "Handed over");
-      return Number(figure.querySelector("dd").textContent);
-    };
-    const before = await admin.evaluate(handedOver);
+    const before = Number(await admin.locator("#handed-over").innerText());
     await have("start the server");
     await map(/n1 owns 1?\d\d, n2 owns 1?\d\d$/);
     // What now belongs to the node that came back was handed over to it.
-    await admin.waitForFunction(`(${handedOver})() > ${before}`);
+    await admin.waitForFunction((then) => Number(document.getElementById("handed-over").textContent) > then, before);
     assert.ok(await admin.evaluate(() => window.stays), "the page was not loaded again");
   },
 

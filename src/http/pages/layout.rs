@@ -5,6 +5,7 @@ use maud::{DOCTYPE, Markup, html};
 use super::assets;
 use super::visit::Visit;
 use crate::actors::permissions::Rank;
+use crate::domain::Timestamp;
 
 /// A page's frame.
 #[derive(Default)]
@@ -29,6 +30,15 @@ pub fn when(time: &impl ToString) -> Markup {
     let time = time.to_string();
     let (day, clock) = (time.get(..10).unwrap_or(&time), time.get(11..16).unwrap_or_default());
     html! { time datetime=(time) { (day) " " (clock) " UTC" } }
+}
+
+/// How long it is until then; scripts go on from there, see `clock.js`.
+pub fn countdown(at: Timestamp, now: Timestamp) -> Markup {
+    let seconds = at.since_ms(now).max(0).saturating_add(999) / 1_000;
+    let (days, clock) = (seconds / 86_400, format!("{:02}:{:02}:{:02}", seconds / 3_600 % 24, seconds / 60 % 60, seconds % 60));
+    html! {
+        time data-countdown="" datetime=(at) { @if seconds == 0 { "now" } @else { @if days > 0 { (days) " d " } (clock) } }
+    }
 }
 
 impl<'a> Shell<'a> {
@@ -92,6 +102,19 @@ impl<'a> Shell<'a> {
                     footer { div .wide { p { "Souk, an open marketplace" } p { a href="/docs" { "For developers" } } } }
                 }
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_countdown_is_told_as_its_script_tells_it() {
+        let now: Timestamp = serde_json::from_str("\"2026-01-01T00:00:00Z\"").unwrap();
+        for (ms, text) in [(-5, "now"), (0, "now"), (1, "00:00:01"), (61_000, "00:01:01"), (90_061_001, "1 d 01:01:02")] {
+            assert!(countdown(now.plus_ms(ms), now).into_string().ends_with(&format!(">{text}</time>")), "{ms}");
         }
     }
 }

@@ -124,7 +124,7 @@ fn overview(cluster: &Cluster) -> Markup {
         dl .figures {
             div { dt { "Nodes" } dd { (cluster.members.len()) } }
             div { dt { "Entities in memory" } dd { (cluster.residents.values().sum::<u64>()) } }
-            div { dt { "Handed over" } dd { (handovers) } }
+            div { dt { "Handed over" } dd #handed-over { (handovers) } }
             div { dt { "Commands that wait" } dd { (cluster.waiting) } }
             div { dt { "Owe or wait for a time" } dd { (cluster.agenda) } }
             div { dt { "Live connections" } dd { (cluster.live_sessions) } }

@@ -10,7 +10,7 @@ use super::super::Door;
 use super::super::answer::Answer;
 use super::super::problem::Problem;
 use super::super::request::Request;
-use super::layout::Shell;
+use super::layout::{Shell, countdown};
 use super::shopper::{Listed, reason};
 use super::tile::tile;
 use super::{Failed, Page, shown};
@@ -88,7 +88,7 @@ struct Answered {
 }
 
 /// A sale in a list, which scripts keep fresh.
-pub fn card(sale: &Sale) -> Markup {
+pub fn card(sale: &Sale, now: Timestamp) -> Markup {
     html! {
         article .card.sale data-topic=(format!("flash_sale:{}", sale.id)) {
             (tile(&sale.product_id))
@@ -96,7 +96,7 @@ pub fn card(sale: &Sale) -> Markup {
                 h3 { a href=(format!("/sales/{}", sale.id)) { (sale.title) } }
                 p .price data-live="price" { (sale.price) }
                 (stock(sale))
-                p .state { span data-live="state" { (state(sale)) } @if let Some(at) = next_moment(sale) { " " (countdown(at)) } }
+                p .state { span data-live="state" { (state(sale)) } @if let Some(at) = next_moment(sale) { " " (countdown(at, now)) } }
             }
         }
     }
@@ -107,10 +107,6 @@ fn stock(sale: &Sale) -> Markup {
     html! {
         meter data-live-meter="available" min="0" max=(sale.quantity) value=(sale.available.unwrap_or(sale.quantity)) aria-label=(format!("Units left of {}", sale.title)) {}
     }
-}
-
-fn countdown(at: Timestamp) -> Markup {
-    html! { time data-countdown="" datetime=(at) { (at) } }
 }
 
 fn next_moment(sale: &Sale) -> Option<Timestamp> {
@@ -142,12 +138,13 @@ fn state(sale: &Sale) -> String {
 pub async fn list(door: Arc<Door>, request: Request) -> Result<Answer, Problem> {
     shown(door, request, async |page| {
         let listed: Listed<Sale> = page.api().get("/api/flash-sales?limit=50").await?;
+        let now = page.door.now();
         let seen: Vec<&Sale> = listed.items.iter().filter(|sale| !["draft", "arming"].contains(&sale.status.as_str())).collect();
         let content = html! {
             h1 { "Flash sales" }
             h2 .hidden { "All sales" }
             @if seen.is_empty() { p { "None is planned." } }
-            ul .cards.sales { @for sale in &seen { li { (card(sale)) } } }
+            ul .cards.sales { @for sale in &seen { li { (card(sale, now)) } } }
         };
         page.show(&Shell::live("Flash sales", "home.js"), &content)
     })
@@ -183,6 +180,7 @@ pub async fn sale(door: Arc<Door>, request: Request) -> Result<Answer, Problem> 
         let usual = usual.map(|variant| variant.price);
         let is_offered = own.claims.iter().any(|claim| claim.status == "offered");
         let standing = if is_offered { "admitted" } else if own.ticket.is_some() { "waiting" } else { "" };
+        let now = page.door.now();
         let may_claim = page.visit.account().is_some() || sale.guests;
         let content = html! {
             div .sale-page.product data-topic=(format!("flash_sale:{}", sale.id)) data-status=(sale.status) data-standing=(standing) {
@@ -192,7 +190,7 @@ pub async fn sale(door: Arc<Door>, request: Request) -> Result<Answer, Problem> 
                 p .price.large { strong data-live="price" { (sale.price) }
                     @if let Some(usual) = usual { " " span .from { "instead of " s { (usual) } } } }
                 p { a href=(format!("/products/{}", sale.product_id)) { "What it is" } }
-                p .status role="status" { span data-live="state" { (state(&sale)) } @if let Some(at) = next_moment(&sale) { " " (countdown(at)) } }
+                p .status role="status" { span data-live="state" { (state(&sale)) } @if let Some(at) = next_moment(&sale) { " " (countdown(at, now)) } }
                 (stock(&sale))
                 p .from { span data-live="waiting" { (sale.waiting) } " in line. At most " (sale.per_customer_limit) " for each customer." }
                 section #own .panel aria-labelledby="own-title" aria-live="polite" {
@@ -202,7 +200,7 @@ pub async fn sale(door: Arc<Door>, request: Request) -> Result<Answer, Problem> 
                         p data-live="wait" { @if let Some(seconds) = ticket.estimated_wait_seconds { "About " (seconds) " seconds to wait." } }
                         form method="post" action=(format!("{here}/leave")) { (fields) button type="submit" { "Leave the line" } }
                     }
-                    @for claim in &own.claims { (own_claim(&here, claim, &fields)) }
+                    @for claim in &own.claims { (own_claim(&here, claim, &fields, now)) }
                     @if standing.is_empty() {
                         @match sale.status.as_str() {
                             "scheduled" => (reminder(&here, own.reminded, &fields)),
@@ -242,20 +240,20 @@ fn reminder(here: &str, is_asked: bool, fields: &Markup) -> Markup {
     }
 }
 
-fn own_claim(here: &str, claim: &Claim, fields: &Markup) -> Markup {
+fn own_claim(here: &str, claim: &Claim, fields: &Markup, now: Timestamp) -> Markup {
     let units = format!("{} × {}", claim.quantity, claim.unit_price);
     html! {
         article .claim data-claim=(claim.id) {
             @match claim.status.as_str() {
                 "offered" => {
-                    p { "It is your turn: " (units) ", for " (countdown(claim.expires_at)) }
+                    p { "It is your turn: " (units) ", for " (countdown(claim.expires_at, now)) }
                     form method="post" action=(format!("{here}/claims")) {
                         (fields) input type="hidden" name="quantity" value=(claim.quantity);
                         button .main type="submit" { "Take it" }
                     }
                 },
                 "held" => {
-                    p { "Yours to pay: " (units) ", for " (countdown(claim.expires_at)) }
+                    p { "Yours to pay: " (units) ", for " (countdown(claim.expires_at, now)) }
                     p { a .main href=(format!("/checkout?claim={}", claim.id)) { "Pay" } }
                     form method="post" action=(format!("{here}/give-up")) {
                         (fields) input type="hidden" name="claim" value=(claim.id);

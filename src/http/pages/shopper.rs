@@ -12,7 +12,7 @@ use super::super::answer::Answer;
 use super::super::problem::Problem;
 use super::super::request::{Query, Request};
 use super::api::{Refused, Wrong};
-use super::layout::{Shell, when};
+use super::layout::{Shell, countdown, when};
 use super::sales::{self, Sale};
 use super::tile::{sign, tile};
 use super::visit::Form;
@@ -159,7 +159,7 @@ pub async fn home(door: Arc<Door>, request: Request) -> Result<Answer, Problem> 
         // A list does not say how many units are left.
         let told = running.iter().map(async |sale| api.get::<Sale>(&format!("/api/flash-sales/{}", sale.id)).await);
         let running: Result<Vec<Sale>, Refused> = futures_util::future::join_all(told).await.into_iter().collect();
-        let running = running?;
+        let (running, now) = (running?, page.door.now());
         let content = html! {
             div .hero {
                 div {
@@ -172,7 +172,7 @@ pub async fn home(door: Arc<Door>, request: Request) -> Result<Answer, Problem> 
             @if !running.is_empty() || !coming.is_empty() {
                 section aria-labelledby="sales" {
                     h2 #sales { "Flash sales" }
-                    ul .cards.sales { @for sale in running.iter().chain(&coming) { li { (sales::card(sale)) } } }
+                    ul .cards.sales { @for sale in running.iter().chain(&coming) { li { (sales::card(sale, now)) } } }
                 }
             }
             section aria-labelledby="products" {
@@ -373,6 +373,8 @@ async fn open_cart(page: &mut Page) -> Result<Option<(Cart, u64)>, Failed> {
 
 #[derive(Deserialize)]
 struct Me {
+    email: String,
+    name: String,
     #[serde(default)]
     cart_id: Option<String>,
 }
@@ -382,12 +384,13 @@ pub async fn cart(door: Arc<Door>, request: Request) -> Result<Answer, Problem> 
     shown(door, request, async |page| {
         let fields = page.form_fields()?;
         let cart = open_cart(page).await?.filter(|(cart, _)| !cart.lines.is_empty());
+        let now = page.door.now();
         let content = html! {
             h1 { "Your cart" }
             @match &cart {
                 None => p { "There is nothing in it yet. " a href="/products" { "Look around" } },
                 Some((cart, version)) => div .split data-topic=(format!("cart:{}", cart.id)) data-after=(version) {
-                    ul .lines { @for line in &cart.lines { li { (cart_line(line, &fields)) } } }
+                    ul .lines { @for line in &cart.lines { li { (cart_line(line, &fields, now)) } } }
                     section .panel aria-labelledby="sum" {
                         h2 #sum { "Your purchase" }
                         p .total { span { "Subtotal" } " " strong data-live="subtotal" { @if let Some(total) = cart.subtotal { (total) } } }
@@ -402,7 +405,7 @@ pub async fn cart(door: Arc<Door>, request: Request) -> Result<Answer, Problem> 
     .await
 }
 
-fn cart_line(line: &CartLine, fields: &Markup) -> Markup {
+fn cart_line(line: &CartLine, fields: &Markup, now: Timestamp) -> Markup {
     let id = format!("quantity-{}", line.sku);
     html! {
         article .line.goods data-sku=(line.sku) {
@@ -411,7 +414,7 @@ fn cart_line(line: &CartLine, fields: &Markup) -> Markup {
                 h2 { a href=(format!("/products/{}", line.product_id)) { (line.title) } }
                 p .from { (line.sku) " · " (line.unit_price) " each" }
                 @if let Some(until) = line.held_until {
-                    p .held { "Held for you for " time data-countdown="" datetime=(until) { (until) } }
+                    p .held { "Held for you for " (countdown(until, now)) }
                 }
                 form method="post" action=(format!("/cart/items/{}", percent_encoded(&line.sku))) {
                     (fields)
@@ -528,12 +531,14 @@ async fn purchase(page: &mut Page, claim: &str) -> Result<Option<(Purchase, Opti
 }
 
 fn checkout_form(
+    page: &Page,
     fields: &Markup,
     purchase: &Purchase,
     value: &dyn Fn(&str) -> String,
     wrong: &[Wrong],
     why: Option<&str>,
 ) -> Markup {
+    let now = page.door.now();
     let wrong_at = |pointer: &str| wrong.iter().find(|wrong| wrong.pointer == pointer).map(|wrong| wrong.message.as_str());
     html! {
         h1 { "Checkout" }
@@ -543,7 +548,7 @@ fn checkout_form(
             h2 #what { "What you buy" }
             ul .bill { @for (title, quantity, total) in &purchase.lines { li { span { (quantity) " × " (title) } " " @if let Some(total) = total { span { (total) } } } } }
             p .total { span { "Total" } " " strong { @if let Some(total) = purchase.total { (total) } } }
-            @if let Some(until) = purchase.until { p .held { "Held for you for " time data-countdown="" datetime=(until) { (until) } } }
+            @if let Some(until) = purchase.until { p .held { "Held for you for " (countdown(until, now)) } }
         }
         form .first method="post" action="/checkout" {
             (fields)
@@ -587,8 +592,18 @@ pub async fn checkout(door: Arc<Door>, request: Request) -> Result<Answer, Probl
         let query = Query::parse(&text, &["claim"])?;
         let Some((purchase, _)) = purchase(page, query.get("claim").unwrap_or_default()).await? else { return page.go("/cart") };
         let fields = page.form_fields()?;
-        let content =
-            checkout_form(&fields, &purchase, &|name| if name == "country" { "MA".into() } else { String::new() }, &[], None);
+        // What is known of an account need not be typed.
+        let me = match page.visit.account() {
+            Some(_) => page.api().get::<Me>("/api/users/me").await.ok(),
+            None => None,
+        };
+        let known = |name: &str| match (name, &me) {
+            ("email", Some(me)) => me.email.clone(),
+            ("name", Some(me)) => me.name.clone(),
+            ("country", _) => "MA".into(),
+            _ => String::new(),
+        };
+        let content = checkout_form(page, &fields, &purchase, &known, &[], None);
         page.show(&Shell::live("Checkout", "cart.js"), &content)
     })
     .await
@@ -641,7 +656,7 @@ pub async fn check_out(door: Arc<Door>, request: Request) -> Result<Answer, Prob
         };
         let fields = page.form_fields()?;
         let why = if refused.errors.is_empty() { reason(&refused) } else { refused.title.clone() };
-        let content = checkout_form(&fields, &purchase, &|name| form.get(name).to_owned(), &refused.errors, Some(&why));
+        let content = checkout_form(page, &fields, &purchase, &|name| form.get(name).to_owned(), &refused.errors, Some(&why));
         page.show_as(StatusCode::UNPROCESSABLE_ENTITY, &Shell::live("Checkout", "cart.js"), &content)
     })
     .await
