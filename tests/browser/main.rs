@@ -120,11 +120,11 @@ impl TwoNodes {
         self.nodes[node].insert(started).is_ready().await;
     }
 
-    /// Whether somebody follows something there.
+    /// Whether a page is connected there.
     async fn is_followed(&self, node: usize) -> bool {
         let mut client = Client::new(Origin::parse(&format!("http://{}", self.address(node))).unwrap(), Limits::default());
         let metrics = client.get("/metrics", &[]).await.unwrap();
-        !String::from_utf8_lossy(&metrics.body).lines().any(|line| line == "souk_live_watches 0")
+        !String::from_utf8_lossy(&metrics.body).lines().any(|line| line == "souk_live_sessions 0")
     }
 }
 
@@ -141,9 +141,10 @@ impl Shop for TwoNodes {
         String::from_utf8(ran.stdout).unwrap().trim().to_owned()
     }
 
-    /// The one that a page follows something at.
+    /// The one that a page is connected to. Those that were left may take a moment to go.
     async fn kill(&mut self) {
-        until("a page follows something", || async { self.is_followed(0).await || self.is_followed(1).await }).await;
+        let one = || async { self.is_followed(0).await != self.is_followed(1).await };
+        until("a page is connected to one of them", one).await;
         let node = if self.is_followed(0).await { 0 } else { 1 };
         self.nodes[node].take().unwrap().kill();
     }
