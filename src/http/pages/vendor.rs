@@ -124,7 +124,7 @@ fn shipping(order: &Ordered, fields: &Markup) -> Markup {
     html! {
         article .line data-order=(order.id) {
             h3 { a .id href=(format!("/orders/{}", order.id)) { (order.id) } }
-            p .from { (order.items) " units · " (order.total) " · placed " (when(&order.placed_at)) }
+            p .from { (order.items) @if order.items == 1 { " unit · " } @else { " units · " } (order.total) " · placed " (when(&order.placed_at)) }
             form .row method="post" action=(format!("/vendor/orders/{}/ship", order.id)) {
                 (fields)
                 p .field { label for=(carrier) { "Carrier" } input id=(carrier) name="carrier" required maxlength="64"; }
