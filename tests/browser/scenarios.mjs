@@ -310,6 +310,7 @@ const scenarios = {
     const line = vendor.locator(`[data-order="${order}"]`);
     await line.waitFor();
     await shot(vendor, "vendor");
+    await assertAccessible(vendor, "an order to ship");
     await line.getByLabel("Carrier").fill("Caravan");
     await line.getByLabel("Tracking number").fill("C-1");
     await line.getByRole("button", { name: "Shipped" }).click();
@@ -344,7 +345,7 @@ const scenarios = {
     const ends = new Date(Date.now() + 600000).toISOString();
     const terms = {
       sku: "LANTERN-S", price: { amount: 990, currency: "EUR" }, quantity: 6, per_customer_limit: 1, guests: true, starts_at: starts,
-      ends_at: ends, claim_seconds: 60, admission_seconds: 30,
+      ends_at: ends, claim_seconds: 600, admission_seconds: 300,
     };
     const sale = await api("POST", "/api/flash-sales", terms);
     await api("POST", `/api/flash-sales/${sale.id}/approve`, {});
@@ -379,9 +380,12 @@ const scenarios = {
     await card.getByText("All claimed for now, ends in").waitFor();
     const first = waiting[places.indexOf("1")];
     await shot(first, "waiting-room");
+    await assertAccessible(first, "a waiting room");
     // One who holds a unit gives it up: the first in line is told that it is their turn, and the others move up.
     await claimed[0].goto(`/sales/${sale.id}`);
     await claimed[0].getByRole("button", { name: "Give it up" }).click();
+    await first.getByRole("button", { name: "Take it" }).waitFor();
+    await assertAccessible(first, "an offered claim");
     await first.getByRole("button", { name: "Take it" }).click();
     await first.waitForURL(/\/checkout\?claim=/);
     await fillCheckout(first);
