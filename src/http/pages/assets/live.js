@@ -29,11 +29,10 @@ export async function ask(path) {
 
 /**
  * Follows topics: `{ topic: { after, hear(message) } }`. Of each event or state only what is newer than `after` is heard, and
- * once, however often the connection is lost. `caughtUp` is called whenever a connection is there again.
+ * once, however often the connection is lost.
  */
-export function follow(topics, caughtUp = () => {}) {
+export function follow(topics) {
   let wait = FIRST_WAIT_MS;
-  let lost = false;
 
   async function connect() {
     let socket;
@@ -42,6 +41,7 @@ export function follow(topics, caughtUp = () => {}) {
       const scheme = location.protocol === "https:" ? "wss:" : "ws:";
       socket = new WebSocket(`${scheme}//${location.host}/ws`);
       let heardAt = Date.now();
+      const unanswered = new Set(Object.keys(topics));
       // A connection that only seems to be there would say nothing for ever.
       const pulse = setInterval(() => {
         if (Date.now() - heardAt > SILENCE_MS) socket.close();
@@ -55,12 +55,13 @@ export function follow(topics, caughtUp = () => {}) {
       socket.onmessage = ({ data }) => {
         heardAt = Date.now();
         const message = JSON.parse(data);
-        if (lost) {
-          lost = false;
+        // As when a node takes over from another: there is another try, perhaps at another node.
+        if (message.type === "error" && message.code === "unavailable") return socket.close();
+        if (["subscribed", "error"].includes(message.type)) unanswered.delete(message.topic);
+        if (unanswered.size === 0) {
+          wait = FIRST_WAIT_MS;
           say("");
-          caughtUp();
         }
-        wait = FIRST_WAIT_MS;
         const followed = topics[message.topic];
         if (!followed) return;
         if (message.type === "subscribed") followed.after ??= message.seq;
@@ -80,7 +81,6 @@ export function follow(topics, caughtUp = () => {}) {
   }
 
   function again() {
-    lost = true;
     say("The connection is lost. Trying again…");
     setTimeout(connect, wait * (0.5 + Math.random()));
     wait = Math.min(wait * 2, LAST_WAIT_MS);
