@@ -255,9 +255,10 @@ where
     let asked = Asked::of(origins, &head.method, &head.headers, secure);
     let wanted = Wanted::of(&head.headers);
 
-    let parent = trace.map(|(_, parent)| parent);
+    // Without a trace of its caller's, a request's own id is the one to follow.
+    let (traced, parent) = (trace.map(|_| tracing::field::display(&correlation)), trace.map(|(_, parent)| parent));
     let status = tracing::field::Empty;
-    let span = tracing::info_span!("request", id = %id, method, route, trace = %correlation, parent, status);
+    let span = tracing::info_span!("request", id = %id, method, route, trace = traced, parent, status);
     let mut borne = HeaderMap::new();
     let answered = async {
         let answer = match run(&door, head, body, found, &id, &correlation, &mut borne).await {
