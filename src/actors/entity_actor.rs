@@ -798,9 +798,7 @@ impl<E: Entity> Resident<E> {
     /// Forgets all that it knows, and what it was about to write on top of that, and reads it again. Where the journal cannot
     /// be reached, the next message reads it. Whoever waits hears `why`.
     async fn start_afresh(&mut self, why: &Failure) -> Result<(), ActorProcessingErr> {
-        for waiter in self.pending.take().map(|pending| pending.waiters).unwrap_or_default() {
-            waiter(Err(why.clone()));
-        }
+        self.drop_pending(why);
         self.send_deferred_away(why);
         self.loaded = false;
         match self.load().await {
@@ -812,6 +810,12 @@ impl<E: Entity> Resident<E> {
         let now = self.kind.shared.clock.now();
         self.kind.shared.agenda.set(&self.key, now.plus_ms(backoff_ms(self.failed_writes)));
         Ok(())
+    }
+
+    fn drop_pending(&mut self, why: &Failure) {
+        for waiter in self.pending.take().map(|pending| pending.waiters).unwrap_or_default() {
+            waiter(Err(why.clone()));
+        }
     }
 
     /// Whoever waits for an answer that comes later may ask again, wherever the entity is then: the command is known there.
@@ -828,6 +832,9 @@ impl<E: Entity> Resident<E> {
             // Not known is as good as wrong: it is then read again.
             Err(ReadError::Unreadable(_)) if self.in_flight.is_some() => self.know(Position(Version::MAX), None).await,
             Err(ReadError::Unreadable(_)) => {
+                // What time has brought a moment ago rests on what is not known any more. Were it written, it would land on
+                // a state that is read again meanwhile.
+                self.drop_pending(&Failure::OutOfReach("the journal cannot be read".into()));
                 self.loaded = false;
                 Ok(())
             }
