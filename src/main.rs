@@ -1,7 +1,7 @@
 //! The command line: serve, import, inspect, rehearse, admin, keys, migrate. Reads the configuration; everything else is in the library.
 
 use std::fs;
-use std::io::{self, Write};
+use std::io::{self, IsTerminal, Write};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -394,7 +394,9 @@ fn listen(format: LogFormat, serving: Option<&ServeArgs>) -> Result<Option<Expor
     // The store below the journal tells of its own housekeeping at this level.
     let default = if serving.is_some() { "info,fjall=warn,lsm_tree=warn" } else { "warn" };
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| default.into());
-    let log = tracing_subscriber::fmt::layer().with_writer(io::stderr);
+    // Colours are for a person who looks; to format them costs each request something.
+    let colours = io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+    let log = tracing_subscriber::fmt::layer().with_writer(io::stderr).with_ansi(colours);
     let log = match format {
         LogFormat::Pretty => log.with_target(false).boxed(),
         LogFormat::Json => log.json().boxed(),

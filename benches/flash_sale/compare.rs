@@ -96,6 +96,26 @@ pub fn run(tokio: &tokio::runtime::Runtime, others: &Others) {
     }
 }
 
+/// Souk over HTTP by itself, with what the node's processor does for one claim: that depends less on who else uses the machine.
+pub fn over_http(buyers: u64) {
+    let load = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let souk = Served::start();
+    for _ in 0..ROUNDS {
+        let before = sale::processor(souk.serving.0.id());
+        let round = load.block_on(souk.sell(buyers));
+        let (user, kernel) = sale::processor(souk.serving.0.id());
+        let each = |now: Duration, before: Duration| (now - before) / u32::try_from(buyers).unwrap();
+        println!(
+            "{:.0} claims/s, p50 {:.2?}, p99 {:.2?}; the node works {:.1?} for each, and the kernel {:.1?} for it",
+            round.rate(),
+            round.wait(0.5),
+            round.wait(0.99),
+            each(user, before.0),
+            each(kernel, before.1)
+        );
+    }
+}
+
 impl Round {
     fn rate(&self) -> f64 {
         self.claims as f64 / self.took.as_secs_f64()
@@ -372,7 +392,7 @@ impl Drop for Serving {
 
 /// A node as it is shipped, with a data folder of its own.
 struct Served {
-    _serving: Serving,
+    serving: Serving,
     data: tempfile::TempDir,
     url: String,
 }
@@ -392,7 +412,7 @@ impl Served {
         loop {
             let url = std::fs::read_to_string(&address).unwrap_or_default();
             if url.ends_with('\n') {
-                return Served { _serving: serving, data, url: url.trim().to_owned() };
+                return Served { serving, data, url: url.trim().to_owned() };
             }
             assert!(Instant::now() < until, "the node starts");
             std::thread::yield_now();

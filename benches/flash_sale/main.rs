@@ -1,7 +1,7 @@
 //! One hot sale in one process: durable claims a second beside what the journal takes of the same bytes, refusals a second,
 //! and what a sale with a million claims costs: memory, the longest wait, and the time until it answers again after a crash.
 //!
-//! `cargo bench --bench flash_sale [-- claims | refusals | million]`; `benches/flash_sale/compare` sets it beside others.
+//! `cargo bench --bench flash_sale [-- claims | refusals | million | http]`; `benches/flash_sale/compare` sets it beside others.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod compare;
@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use souk::actors::{AskError, Runtime};
 use souk::domain::flash_sale::{ClaimNumber, Command, Event, QUANTITY_MAX, Rejection, Reply, State};
 use souk::domain::{Entity, FlashSale, Timestamp};
-use souk::persistence::{Append, Embedded, EntityKey, Journal, Options, Position, Wake};
+use souk::persistence::{Append, Batch, Embedded, EntityKey, Journal, Options, Position, Wake};
 
 use sale::{SALE, Started, caller, customer};
 
@@ -42,6 +42,7 @@ fn main() {
                 buyers: buyers.parse().unwrap(),
             },
         ),
+        ["http"] => compare::over_http(100_000),
         ["bare"] => tokio.block_on(compare::serve_bare()),
         ["alone"] => alone(),
         ["claims"] => claims(&tokio),
@@ -101,17 +102,17 @@ fn claim(number: u64) -> Command {
 // Claims ----------------------------------------------------------------------------------------------------------------
 
 fn claims(tokio: &tokio::runtime::Runtime) {
+    println!("durable claims/s of one sale, {} s each; journal = the same batches appended one after the other", SPAN.as_secs());
     println!(
-        "durable claims/s of one sale, {} s each; journal = the same bytes appended as batches of as many claims",
-        SPAN.as_secs()
+        "{:>8} {:>12} {:>12} {:>8} {:>10} {:>10} {:>10} {:>10}",
+        "callers", "journal", "claims", "share", "work", "p50", "p99", "longest"
     );
-    println!("{:>8} {:>12} {:>12} {:>8} {:>10} {:>10} {:>10}", "callers", "journal", "claims", "share", "p50", "p99", "longest");
     for callers in CALLERS {
-        let (rate, batches, waits) = tokio.block_on(claims_by(callers));
+        let (rate, work, batches, waits) = tokio.block_on(claims_by(callers));
         let bare = bare_journal(&batches);
         let at = |share: f64| waits[((waits.len() - 1) as f64 * share) as usize];
         println!(
-            "{callers:>8} {bare:>12.0} {rate:>12.0} {:>8.2} {:>10.2?} {:>10.2?} {:>10.2?}",
+            "{callers:>8} {bare:>12.0} {rate:>12.0} {:>8.2} {work:>10.2?} {:>10.2?} {:>10.2?} {:>10.2?}",
             rate / bare,
             at(0.5),
             at(0.99),
@@ -120,12 +121,12 @@ fn claims(tokio: &tokio::runtime::Runtime) {
     }
 }
 
-/// Claims a second, what the journal holds of them, and the waits.
-async fn claims_by(callers: usize) -> (f64, Vec<(u32, usize)>, Vec<Duration>) {
+/// Claims a second, what the processors do for each, some of what the journal holds of them, and the waits.
+async fn claims_by(callers: usize) -> (f64, Duration, Vec<Batch>, Vec<Duration>) {
     let dir = tempfile::tempdir().unwrap();
     let Started { runtime, journal } = sale::start(dir.path(), 100).await;
     sale::open(&runtime, QUANTITY_MAX).await;
-    let began = Instant::now();
+    let (began, before) = (Instant::now(), worked());
     let (done, waits) = crowd(
         &runtime,
         callers,
@@ -137,29 +138,31 @@ async fn claims_by(callers: usize) -> (f64, Vec<(u32, usize)>, Vec<Duration>) {
     )
     .await;
     let rate = done as f64 / began.elapsed().as_secs_f64();
-    let batches = journal.read(&EntityKey::new("flash_sale", SALE), 10, Position(0), 2_000).await.unwrap();
-    let batches = batches.iter().map(|batch| (batch.count, batch.payload.len())).collect();
+    let work = (worked() - before).div_f64(done as f64);
+    let batches = journal.read(&EntityKey::new("flash_sale", SALE), 10, Position(0), 500).await.unwrap();
     drop(runtime);
     journal.close();
-    (rate, batches, waits)
+    (rate, work, batches, waits)
 }
 
-/// Claims a second when batches of the same sizes are appended one after the other, with nothing around it.
-fn bare_journal(batches: &[(u32, usize)]) -> f64 {
+fn worked() -> Duration {
+    let (user, kernel) = sale::processor(std::process::id());
+    user + kernel
+}
+
+/// Claims a second when their batches are appended one after the other, with nothing around it.
+fn bare_journal(batches: &[Batch]) -> f64 {
     let dir = tempfile::tempdir().unwrap();
     let (journal, _) = Embedded::open(dir.path(), Options::default()).unwrap();
     let entity = EntityKey::new("flash_sale", SALE);
-    let largest = batches.iter().map(|(_, bytes)| *bytes).max().unwrap();
-    // As hard to compress as what is written.
-    let noise: bytes::Bytes = (0..largest as u64).map(|n| b'a' + (n.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 60) as u8).collect();
     let (mut expected, mut after) = (0, Position(0));
     let began = Instant::now();
-    for (count, bytes) in batches.iter().cycle() {
+    for Batch { count, payload, .. } in batches.iter().cycle() {
         if began.elapsed() >= SPAN {
             break;
         }
-        let append =
-            Append { entity: entity.clone(), expected, after, count: *count, payload: noise.slice(..*bytes), wake: Wake::Never };
+        let (entity, payload, wake) = (entity.clone(), payload.clone(), Wake::Never);
+        let append = Append { entity, expected, after, count: *count, payload, wake };
         let (tell, heard) = mpsc::channel();
         journal.append(append, Box::new(move |result| tell.send(result).unwrap()));
         after = heard.recv().unwrap().unwrap();

@@ -107,6 +107,15 @@ pub async fn pay(runtime: &Runtime, buyer: u64) {
     }
 }
 
+/// How long this process and the kernel for it have used a processor, to a hundredth of a second.
+pub fn processor(pid: u32) -> (Duration, Duration) {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    // After the program's name, which may have anything in it.
+    let fields: Vec<&str> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
+    let ticks = |field: usize| Duration::from_millis(fields[field].parse::<u64>().unwrap() * 10);
+    (ticks(11), ticks(12))
+}
+
 pub fn resident_bytes() -> u64 {
     status("VmRSS:")
 }

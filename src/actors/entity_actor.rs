@@ -602,17 +602,22 @@ impl<E: Entity> Resident<E> {
                 }
             }));
         }
-        if let Some((deadline, caller)) = caller {
-            let answer: AnswerOf<E> = match reply {
-                Reply::Now(reply) => Answer::Settled(Ok(reply)),
-                Reply::Later => Answer::Later,
-            };
-            pending.payload.answer(command, &answer)?;
-            self.answers.put(command.clone(), answer.clone());
-            match answer {
-                Answer::Settled(answer) => pending.waiters.push(answering(caller, answer, self.version)),
-                Answer::Later => self.deferred.entry(command.clone()).or_default().push((deadline, caller)),
+        match (caller, reply) {
+            (Some((_, caller)), Reply::Now(reply)) if E::knows_again(&reply) => {
+                pending.waiters.push(answering(caller, Ok(reply), self.version));
             }
+            (Some((_, caller)), Reply::Now(reply)) => {
+                let answer: AnswerOf<E> = Answer::Settled(Ok(reply.clone()));
+                pending.payload.answer(command, &answer)?;
+                self.answers.put(command.clone(), answer);
+                pending.waiters.push(answering(caller, Ok(reply), self.version));
+            }
+            (Some((deadline, caller)), Reply::Later) => {
+                pending.payload.answer(command, &AnswerOf::<E>::Later)?;
+                self.answers.put(command.clone(), Answer::Later);
+                self.deferred.entry(command.clone()).or_default().push((deadline, caller));
+            }
+            (None, _) => {}
         }
         for (command, answer) in settled {
             let journaled = AnswerOf::<E>::Settled(answer.clone());

@@ -49,6 +49,12 @@ pub trait Entity: Sized + Send + Sync + 'static {
         None
     }
 
+    /// Whether the state itself recognises the command that was answered with this when it comes again, and says the same:
+    /// the answer is then not kept beside it.
+    fn knows_again(_reply: &Self::Reply) -> bool {
+        false
+    }
+
     /// A copy of all that is serialized of the state, where that costs next to nothing because what is large is shared: a
     /// snapshot is then written from it beside the entity. `None` where the state is small.
     fn picture(_state: &Self::State) -> Option<Self::State> {

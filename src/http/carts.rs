@@ -76,21 +76,21 @@ pub(super) struct Created<'a> {
 }
 
 /// Whose is what this request makes: the account's, that of the guest who bears a token already, or of the one who gets it.
-pub fn owner(door: &Door, request: &Request) -> (Owner, Option<String>) {
-    match &request.credential {
+pub fn owner(door: &Door, request: &Request) -> Result<(Owner, Option<String>), Problem> {
+    Ok(match &request.credential {
         Credential::Account(account) => (Owner::Account { user: account.user.to_string() }, None),
         Credential::Bearer { token_sha256 } => (Owner::Guest { token_sha256: token_sha256.clone() }, None),
         Credential::Nobody => {
-            let token = request.new_secret(door, "guest token");
+            let token = request.new_secret(door, "guest token")?;
             (Owner::Guest { token_sha256: sha256_hex(token.as_bytes()) }, Some(token))
         }
-    }
+    })
 }
 
 pub async fn create(door: Arc<Door>, request: Request) -> Result<Answer, Problem> {
     let CartBody {} = request.json()?;
     let id = request.new_id(ids::CART);
-    let (owner, token) = owner(&door, &request);
+    let (owner, token) = owner(&door, &request)?;
     let create = door.runtime.ask::<Cart>(&id, Command::Create { owner }, request.caller()?);
     let answered = match request.credential.account() {
         // Side by side: a cart that is remembered and does not come about is taken for one that is over.

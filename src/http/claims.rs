@@ -16,7 +16,7 @@ use super::flash_sales::{KnownSale, look};
 use super::limits::network;
 use super::problem::{FieldError, Problem};
 use super::proof_of_work::{self, Proof};
-use super::request::{Request, new_seed, object_or_null};
+use super::request::{Request, object_or_null};
 use crate::actors::credential::{Credential, sha256_hex};
 use crate::actors::{AskError, shown};
 use crate::domain::flash_sale::{Command, Customer, Own, OwnClaim, PER_CUSTOMER_MAX, Rejection, Reply, Terms};
@@ -112,11 +112,15 @@ fn customer_of(owner: &Owner) -> Result<Customer, Problem> {
 }
 
 /// The customer that the caller is, or becomes by this token.
-fn customer(request: &Request, terms: &Terms, token: impl FnOnce() -> String) -> Result<(Customer, Option<String>), Problem> {
+fn customer(
+    request: &Request,
+    terms: &Terms,
+    token: impl FnOnce() -> Result<String, Problem>,
+) -> Result<(Customer, Option<String>), Problem> {
     match shown_customer(request, terms)? {
         Some(customer) => Ok((customer, None)),
         None => {
-            let token = token();
+            let token = token()?;
             let owner = Owner::Guest { token_sha256: sha256_hex(token.as_bytes()) };
             Ok((customer_of(&owner)?, Some(token)))
         }
@@ -272,10 +276,7 @@ pub async fn remind(door: Arc<Door>, request: Request) -> Result<Answer, Problem
 pub async fn challenge(door: Arc<Door>, request: Request) -> Result<Answer, Problem> {
     let id = request.id_param(0, ids::FLASH_SALE)?;
     let sale = door.sales.get(&door, id).await?;
-    // Whoever only looks has no seed.
-    let seed = new_seed()?;
-    let new_token = || door.identity.secret.derive(&[GUEST_TOKEN.as_bytes(), seed.secret.as_bytes()]);
-    let (customer, token) = customer(&request, &sale.terms, new_token)?;
+    let (customer, token) = customer(&request, &sale.terms, || request.new_secret(&door, GUEST_TOKEN))?;
     let bits = sale.tuning.challenge_bits;
     let (challenge, expires_at) = proof_of_work::challenge(&door.identity.secret, id, customer, bits, door.now());
     let shown = Challenge { challenge: &challenge, bits, expires_at, token: token.as_deref() };

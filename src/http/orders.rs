@@ -298,7 +298,7 @@ pub async fn create(door: Arc<Door>, request: Request) -> Result<Answer, Problem
     let id = request.new_id(ids::ORDER);
     let (owner, token) = match &body.claim_id {
         Some(_) => (claims::buyer(&request)?, None),
-        None => carts::owner(&door, &request),
+        None => carts::owner(&door, &request)?,
     };
     let offers = offers(&door, quantities.keys().map(|sku| (*sku).to_owned())).await?;
     let missing: Vec<_> = body

@@ -105,8 +105,11 @@ impl Request {
 
     /// A secret that this request gives out: the same each time it is repeated. The seed is in the journal, so it takes
     /// the installation's secret to make one of it.
-    pub fn new_secret(&self, door: &Door, purpose: &str) -> String {
-        door.identity.secret.derive(&[purpose.as_bytes(), self.seed.secret.as_bytes()])
+    pub fn new_secret(&self, door: &Door, purpose: &str) -> Result<String, Problem> {
+        // The seed of a request that cannot be repeated has none.
+        let fresh = if self.seed.secret.is_empty() { random_hex()? } else { String::new() };
+        let seed = if self.seed.secret.is_empty() { &fresh } else { &self.seed.secret };
+        Ok(door.identity.secret.derive(&[purpose.as_bytes(), seed.as_bytes()]))
     }
 
     /// The account that the caller is signed in to.
@@ -142,9 +145,14 @@ impl Request {
 
 /// A new seed: a ULID, and 32 bytes that nobody can guess.
 pub fn new_seed() -> Result<Seed, Problem> {
-    let mut secret = [0_u8; 32];
-    getrandom::fill(&mut secret).map_err(|error| Problem::internal("the system gives no random bytes", &error))?;
-    Ok(Seed { id: Ulid::new().to_string(), secret: hex(&secret) })
+    Ok(Seed { id: Ulid::new().to_string(), secret: random_hex()? })
+}
+
+/// 32 random bytes.
+pub fn random_hex() -> Result<String, Problem> {
+    let mut bytes = [0_u8; 32];
+    getrandom::fill(&mut bytes).map_err(|error| Problem::internal("the system gives no random bytes", &error))?;
+    Ok(hex(&bytes))
 }
 
 /// The client's own name for the request if it is a sane one.

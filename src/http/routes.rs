@@ -10,6 +10,7 @@ use std::time::Instant;
 use futures_util::Stream;
 use futures_util::future::BoxFuture;
 use tracing::Instrument;
+use ulid::Ulid;
 use warp::Buf;
 use warp::http::header::{ALLOW, HeaderMap, HeaderValue};
 use warp::http::{Method, StatusCode};
@@ -25,7 +26,7 @@ use super::idempotency::{self, Begun};
 use super::limits::{Budget, Who};
 use super::pages::{self, account, assets, operator, sales, shopper, vendor, visit};
 use super::problem::Problem;
-use super::request::{Request, X_REQUEST_ID, bearer, decode, new_seed, read_body, request_id, skip_body, trace};
+use super::request::{Request, X_REQUEST_ID, bearer, decode, read_body, request_id, skip_body, trace};
 use super::{
     Door, carts, claims, cluster, docs, flash_sales, health, inventory, live, openapi, orders, products, sealing, sessions,
     shops, users,
@@ -43,7 +44,9 @@ pub struct Route {
     /// Segments in `{braces}` are parameters.
     pub pattern: &'static str,
     /// The pattern up to its first parameter.
-    fixed: &'static str,
+    begins: &'static str,
+    /// The pattern after its last parameter.
+    ends: &'static str,
     /// What its caller must be permitted to do.
     pub permission: Permission,
     /// Browsers cannot send headers when they open a live connection: there the token may be in the query.
@@ -53,7 +56,7 @@ pub struct Route {
     handler: Handler,
 }
 
-const fn fixed(pattern: &str) -> &str {
+const fn begins(pattern: &str) -> &str {
     let (mut at, mut rest) = (0, pattern.as_bytes());
     while let Some((byte, others)) = rest.split_first()
         && *byte != b'{'
@@ -63,12 +66,23 @@ const fn fixed(pattern: &str) -> &str {
     pattern.split_at(at).0
 }
 
+const fn ends(pattern: &str) -> &str {
+    let mut rest = pattern.as_bytes();
+    while let Some((byte, others)) = rest.split_last()
+        && *byte != b'}'
+    {
+        rest = others;
+    }
+    pattern.split_at(rest.len()).1
+}
+
 macro_rules! routes {
     ($($method:ident $pattern:literal $permission:ident $handler:path $(, $mark:ident)*;)*) => {
         &[$(Route {
             method: Method::$method,
             pattern: $pattern,
-            fixed: fixed($pattern),
+            begins: begins($pattern),
+            ends: ends($pattern),
             permission: Permission::$permission,
             token_in_query: false $(|| routes!(@in_query $mark))*,
             budget: routes!(@budget $method $($mark)*),
@@ -249,8 +263,8 @@ fn find(method: &Method, path: &str) -> Found {
     let wanted = if method == Method::HEAD { &Method::GET } else { method };
     let mut allowed: Vec<&str> = Vec::new();
     for route in ROUTES.iter().chain(PAGES) {
-        // Most patterns differ from the path before their first parameter.
-        if !path.starts_with(route.fixed) {
+        // Most patterns differ from the path before their first parameter or after their last.
+        if !path.starts_with(route.begins) || !path.ends_with(route.ends) {
             continue;
         }
         let Some(params) = matches(route.pattern, path) else { continue };
@@ -306,9 +320,10 @@ where
     let wanted = Wanted::of(&head.headers);
     let is_for_people = pages::is_for_people(&head.path, &head.headers);
 
-    let parent = trace.map(|(_, parent)| parent);
+    // Without a trace of its caller's, a request's own id is the one to follow.
+    let (traced, parent) = (trace.map(|_| tracing::field::display(&correlation)), trace.map(|(_, parent)| parent));
     let status = tracing::field::Empty;
-    let span = tracing::info_span!("request", id = %id, method, route, trace = %correlation, parent, status);
+    let span = tracing::info_span!("request", id = %id, method, route, trace = traced, parent, status);
     let mut borne = HeaderMap::new();
     let answered = async {
         let answer = match run(&door, head, body, found, &id, &correlation, &mut borne).await {
@@ -388,9 +403,8 @@ where
     let key = if route.method == Method::POST { idempotency::key(&head.headers)? } else { None };
     let kept_as = key.map(|key| idempotency::entity_id(&credential, client, &head.method, &head.path, key));
     let seed = match &kept_as {
-        None if has_body => new_seed()?,
-        // Whoever only looks makes nothing.
-        None => Seed { id: String::new(), secret: String::new() },
+        // Nothing repeats it, and whoever only looks makes nothing.
+        None => Seed { id: if has_body { Ulid::new().to_string() } else { String::new() }, secret: String::new() },
         Some(kept_as) => {
             let fingerprint = idempotency::fingerprint(&door.identity.secret, &head.query, &head.headers, &body);
             match idempotency::begin(door, kept_as, fingerprint, correlation).await? {

@@ -134,7 +134,7 @@ pub async fn log_in(door: Arc<Door>, request: Request) -> Result<Answer, Problem
     door.identity.guesses.succeeded(attempt);
 
     let session = request.new_id(ids::SESSION);
-    let secret = request.new_secret(&door, "refresh");
+    let secret = request.new_secret(&door, "refresh")?;
     let refresh_token = RefreshToken::write(&door.identity.secret, &user, &session, &secret);
     let device = request.headers.get(USER_AGENT).and_then(|agent| agent.to_str().ok()).unwrap_or("unknown");
     let device: String = device.chars().take(DEVICE_CHARS_MAX).collect();
@@ -175,7 +175,7 @@ pub async fn refresh(door: Arc<Door>, request: Request) -> Result<Answer, Proble
     let Some(RefreshToken { user, session }) = RefreshToken::parse(&door.identity.secret, &refresh_token) else {
         return Err(Problem::invalid_token("this is no refresh token"));
     };
-    let next = RefreshToken::write(&door.identity.secret, user, session, &request.new_secret(&door, "refresh"));
+    let next = RefreshToken::write(&door.identity.secret, user, session, &request.new_secret(&door, "refresh")?);
     let command = Command::Refresh {
         session: session.to_owned(),
         presented_sha256: sha256_hex(refresh_token.as_bytes()),

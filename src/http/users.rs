@@ -453,7 +453,7 @@ pub async fn make_key(door: Arc<Door>, request: Request) -> Result<Answer, Probl
         return Err(Problem::bad_fields(errors));
     }
     let id = request.new_id(ids::API_KEY);
-    let key = format!("{KEY_PREFIX}{user}.{id}.{}", request.new_secret(&door, "api key"));
+    let key = format!("{KEY_PREFIX}{user}.{id}.{}", request.new_secret(&door, "api key")?);
     let command = Command::CreateApiKey {
         key: id.clone(),
         secret_sha256: sha256_hex(key.as_bytes()),

@@ -34,7 +34,9 @@
 //! - `acknowledged`: the newest position whose `done` may have been called, see below.
 //! - `fjall/`: the database, with three key spaces:
 //!   - `entities`: entity key, 0x00, first version (u64, big endian) → CRC32, position, count, wake, payload. Several
-//!     batches of one entity lie side by side, so an activation is one seek. The CRC covers the key too.
+//!     batches of one entity lie side by side, so an activation is one seek. The CRC covers the key too. A large payload
+//!     is packed by LZ4, and the highest bit of the count says so: a hot entity's records are alike, and what is written,
+//!     flushed and moved into tables is then a fraction of them.
 //!   - `positions`: last position of a group (u64, big endian) → CRC32 and the keys in `entities` of all batches of the
 //!     group, in order. A group is all that shared one flush: one index entry for each flush, not for each batch.
 //!   - `agenda`: entity key → wake, for entities whose newest batch asked to be woken.
@@ -68,6 +70,10 @@ use crate::domain::Timestamp;
 const ENTITY_KEY_MAX_BYTES: usize = 1_024;
 /// CRC32, position, count, wake.
 const FRAME_HEAD_BYTES: usize = 4 + 8 + 4 + 8;
+/// In a stored count: the payload is its size (u32, little endian) and an LZ4 block.
+const PACKED: u32 = 1 << 31;
+/// Smaller payloads are stored as they are: a single record has little in it that repeats.
+const PACKED_FROM_BYTES: usize = 2 * 1024;
 /// A follower that reads from the disk takes this much at a time.
 const CHUNK_BATCHES: usize = 512;
 const CHUNK_BYTES: usize = 1024 * 1024;
@@ -201,13 +207,34 @@ struct Head {
     position: Position,
     count: u32,
     wake: i64,
+    is_packed: bool,
+}
+
+/// The payload as it is to be stored, if that is worth it.
+fn pack(payload: &[u8]) -> Option<Vec<u8>> {
+    let packed = (payload.len() >= PACKED_FROM_BYTES).then(|| lz4_flex::block::compress_prepend_size(payload));
+    packed.filter(|packed| packed.len() < payload.len())
+}
+
+fn unpack(packed: &[u8]) -> Result<Vec<u8>, String> {
+    let (size, block) = packed.split_first_chunk::<4>().ok_or("the packed payload is cut")?;
+    let size = u32::from_le_bytes(*size) as usize;
+    if size > PAYLOAD_MAX_BYTES {
+        return Err(format!("a packed payload of {size} bytes"));
+    }
+    match lz4_flex::block::decompress(block, size) {
+        Ok(payload) if payload.len() == size => Ok(payload),
+        Ok(payload) => Err(format!("{} bytes were packed, not {size}", payload.len())),
+        Err(error) => Err(error.to_string()),
+    }
 }
 
 fn encode_frame(key: &[u8], head: Head, payload: &[u8]) -> Vec<u8> {
     let mut frame = Vec::with_capacity(FRAME_HEAD_BYTES + payload.len());
     frame.extend_from_slice(&[0; 4]);
     frame.extend_from_slice(&head.position.0.to_le_bytes());
-    frame.extend_from_slice(&head.count.to_le_bytes());
+    let count = if head.is_packed { head.count | PACKED } else { head.count };
+    frame.extend_from_slice(&count.to_le_bytes());
     frame.extend_from_slice(&head.wake.to_le_bytes());
     frame.extend_from_slice(payload);
     let crc = checksum(key, &frame[4..]);
@@ -230,9 +257,11 @@ fn decode_frame(key: &[u8], frame: &[u8]) -> Result<Head, ReadError> {
     if checksum(key, &frame[4..]) != u32::from_le_bytes([c0, c1, c2, c3]) {
         return Err(corrupt(place_of(key), "the checksum does not match"));
     }
+    let count = u32::from_le_bytes([n0, n1, n2, n3]);
     Ok(Head {
         position: Position(u64::from_le_bytes([p0, p1, p2, p3, p4, p5, p6, p7])),
-        count: u32::from_le_bytes([n0, n1, n2, n3]),
+        count: count & !PACKED,
+        is_packed: count & PACKED != 0,
         wake: i64::from_le_bytes([w0, w1, w2, w3, w4, w5, w6, w7]),
     })
 }
@@ -246,7 +275,11 @@ fn decode_batch(key: &[u8], frame: &[u8]) -> Result<(EntityKey, Batch, Wake), Re
     if first.checked_add(u64::from(head.count)).is_none() {
         return Err(corrupt(place_of(key), "a batch of impossible versions"));
     }
-    let payload = Bytes::copy_from_slice(&frame[FRAME_HEAD_BYTES..]);
+    let stored = &frame[FRAME_HEAD_BYTES..];
+    let payload = match head.is_packed {
+        true => unpack(stored).map_err(|what| corrupt(place_of(key), what))?.into(),
+        false => Bytes::copy_from_slice(stored),
+    };
     Ok((entity, Batch { first, count: head.count, position: head.position, payload }, wake_from_i64(head.wake)))
 }
 
@@ -1052,8 +1085,9 @@ impl Writer {
                     let first = append.expected + 1;
                     let key = record_key(&append.entity, first);
                     let wake = wake_to_i64(append.wake);
-                    let head = Head { position, count: append.count, wake };
-                    let frame = encode_frame(&key, head, &append.payload);
+                    let packed = pack(&append.payload);
+                    let head = Head { position, count: append.count, wake, is_packed: packed.is_some() };
+                    let frame = encode_frame(&key, head, packed.as_deref().unwrap_or(&append.payload));
                     self.space.written += frame.len();
                     batch.insert(&self.store.entities, Slice::from(&key), frame);
                     if wake != wake_before {
@@ -1127,8 +1161,8 @@ impl Writer {
         if append.payload.len() > PAYLOAD_MAX_BYTES {
             return refuse("a batch must be at most 16 MiB");
         }
-        if append.count == 0 || append.expected.checked_add(u64::from(append.count)).is_none() {
-            return refuse("a batch must hold at least one record");
+        if append.count == 0 || append.count >= PACKED || append.expected.checked_add(u64::from(append.count)).is_none() {
+            return refuse("a batch must hold at least one record, and not too many");
         }
         let newest = match self.known.get(&append.entity) {
             Some(known) => Some(known),
@@ -1180,13 +1214,61 @@ mod tests {
     use crate::hostile;
 
     #[test]
+    fn a_payload_is_packed_where_that_is_worth_it_and_comes_back_as_it_was() {
+        let noise: Vec<u8> = {
+            let mut random = fastrand::Rng::with_seed(7);
+            std::iter::repeat_with(|| random.u8(..)).take(PACKED_FROM_BYTES * 2).collect()
+        };
+        let alike = b"{\"type\":\"flash_sale.claimed\"}".repeat(1_000);
+        let key = record_key(&EntityKey::new("cart", "x"), 3);
+        // (payload, whether it is packed)
+        for (payload, is_packed) in [
+            (&b""[..], false),
+            (&alike[..PACKED_FROM_BYTES - 1], false),
+            (&alike[..PACKED_FROM_BYTES], true),
+            (&alike, true),
+            (&noise, false),
+        ] {
+            let packed = pack(payload);
+            assert_eq!(packed.is_some(), is_packed, "{} bytes", payload.len());
+            let head = Head { position: Position(7), count: 2, wake: -1, is_packed };
+            let frame = encode_frame(&key, head, packed.as_deref().unwrap_or(payload));
+            assert_eq!(decode_frame(&key, &frame).unwrap(), head);
+            let (_, batch, _) = decode_batch(&key, &frame).unwrap();
+            assert_eq!((batch.count, &batch.payload[..]), (2, payload));
+            assert!(!is_packed || frame.len() < payload.len());
+        }
+    }
+
+    #[test]
+    fn a_packed_payload_that_is_cut_or_says_too_much_is_damage() {
+        let whole = pack(&b"souk".repeat(PACKED_FROM_BYTES)).unwrap();
+        for size in [0_u32, 1, 4 * PACKED_FROM_BYTES as u32 + 1, u32::MAX] {
+            let mut wrong = whole.clone();
+            wrong[..4].copy_from_slice(&size.to_le_bytes());
+            assert!(unpack(&wrong).is_err(), "{size}");
+        }
+        for cut in 0..whole.len() {
+            assert!(unpack(&whole[..cut]).is_err(), "{cut}");
+        }
+    }
+
+    #[test]
     fn no_stored_bytes_break_their_reader_even_when_their_checksum_is_right() {
         let key = record_key(&EntityKey::new("cart", "x"), 3);
-        let frame = encode_frame(&key, Head { position: Position(7), count: 2, wake: -1 }, b"{\"events\":[]}");
+        let head = Head { position: Position(7), count: 2, wake: -1, is_packed: false };
+        let frame = encode_frame(&key, head, b"{\"events\":[]}");
+        let packed = pack(&b"{\"events\":[]}".repeat(PACKED_FROM_BYTES)).unwrap();
+        let packed = encode_frame(&key, Head { is_packed: true, ..head }, &packed);
         let group = encode_group(7, &[key.clone(), key.clone()]);
         // In the corpus, a byte says how long the key is that comes first.
         let input = |key: &[u8], value: &[u8]| [&[key.len() as u8], key, value].concat();
-        let good = vec![input(&key, &frame), input(&7_u64.to_be_bytes(), &group), input(&u64::MAX.to_be_bytes(), &group)];
+        let good = vec![
+            input(&key, &frame),
+            input(&key, &packed),
+            input(&7_u64.to_be_bytes(), &group),
+            input(&u64::MAX.to_be_bytes(), &group),
+        ];
         hostile::feed("frames", good, |bytes| {
             let Some((len, rest)) = bytes.split_first() else { return };
             let (key, value) = rest.split_at(rest.len().min(usize::from(*len)));

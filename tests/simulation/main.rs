@@ -29,7 +29,7 @@ use run::run;
 
 /// Seeds of an ordinary test run. A soak takes another number: `SOUK_SEEDS=100000 cargo test --release --test simulation`, which
 /// goes through 2,000 a minute on two cores (4,000 in 116 s).
-const SEEDS: u64 = 2_000;
+const SEEDS: u64 = 1_000;
 
 fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok().map(|text| text.parse().expect("a number"))

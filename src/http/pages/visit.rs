@@ -13,7 +13,7 @@ use warp::http::header::{CACHE_CONTROL, COOKIE, HOST, HeaderMap, HeaderName, Hea
 
 use super::super::answer::Answer;
 use super::super::problem::Problem;
-use super::super::request::{Request, decode, new_seed};
+use super::super::request::{Request, decode, random_hex};
 use super::super::{Door, auth};
 use super::api::{Api, Refused};
 use crate::actors::credential::{Account, Credential, same, sha256_hex};
@@ -168,7 +168,7 @@ impl Visit {
     /// The same; whoever had none is a guest from now on.
     pub fn own_token(&mut self) -> Result<&str, Problem> {
         if self.account.is_none() && self.guest.is_none() {
-            let guest = new_seed()?.secret;
+            let guest = random_hex()?;
             self.set(GUEST, &guest, KEPT_SECONDS);
             self.guest = Some(guest);
         }
