@@ -20,13 +20,18 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use serde_json::json;
 use souk::integrations::http_client::{Client, Limits, Origin};
+use souk::node::DataFolder;
+use souk::persistence::{Append, Embedded, EntityKey, Journal, Options, Position, Wake};
 use tempfile::TempDir;
 
 use haproxy::{Balancer, free_ports};
 use nats::Nats;
 use node::{Node, souk, until};
 
+/// See `scenarios.mjs`.
+const DAMAGED: &str = "cart_01M00000000000000000000000";
 const SCENARIO_WITHIN: Duration = Duration::from_secs(240);
 
 /// What a scenario is played with.
@@ -50,9 +55,36 @@ impl OneNode {
     const FLAGS: [&str; 3] = ["--demo", "--snapshot-every", "10"];
 
     async fn open() -> OneNode {
-        let folder = tempfile::tempdir().unwrap();
+        OneNode::open_on(tempfile::tempdir().unwrap()).await
+    }
+
+    async fn open_on(folder: TempDir) -> OneNode {
         let (node, origin) = Node::start_with(folder.path(), &OneNode::FLAGS).await;
         OneNode { node: Some(node), origin, folder }
+    }
+
+    /// With a cart in its journal that nobody can read.
+    async fn open_damaged() -> OneNode {
+        let OneNode { node, folder, .. } = OneNode::open().await;
+        let node = node.unwrap();
+        node.tell_to_drain();
+        assert!(node.ends().await.success());
+        let (journal, _) = Embedded::open(&DataFolder::open(folder.path()).unwrap().journal(), Options::default()).unwrap();
+        let record = json!({
+            "specversion": "1.0", "source": "/souk", "id": format!("cart/{DAMAGED}/1"), "subject": DAMAGED,
+            "time": "2026-01-01T00:00:00Z", "entityversion": 1, "causationid": "none", "correlationid": "none", "askedby": "nobody",
+            "type": "cart.item.added", "data": { "nonsense": true },
+        });
+        let payload = json!({ "wake_at": null, "answers": [], "events": [record] }).to_string().into();
+        let (entity, after, wake) = (EntityKey::new("cart", DAMAGED), Position(0), Wake::Never);
+        let (tell, told) = std::sync::mpsc::channel();
+        journal.append(
+            Append { entity, expected: 0, after, count: 1, payload, wake },
+            Box::new(move |stored| tell.send(stored).unwrap()),
+        );
+        told.recv().unwrap().unwrap();
+        journal.close();
+        OneNode::open_on(folder).await
     }
 }
 
@@ -234,6 +266,12 @@ async fn a_page_goes_on_at_another_node_when_its_own_is_killed() {
     // Alone: nodes that get no processor for two seconds take each other for dead.
     let _turn = AT_ONCE.acquire_many(2).await.unwrap();
     play("a_page_goes_on_at_another_node_when_its_own_is_killed", TwoNodes::open().await).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_set_aside_is_taken_back() {
+    let _turn = AT_ONCE.acquire().await.unwrap();
+    play("what_was_set_aside_is_taken_back", OneNode::open_damaged().await).await;
 }
 
 #[tokio::test]

@@ -449,6 +449,31 @@ const scenarios = {
     assert.equal(await vendor.locator("#cluster").count(), 0);
   },
 
+  async what_was_set_aside_is_taken_back() {
+    const damaged = "cart_01M00000000000000000000000"; // main.rs has written it
+    const admin = await visitor();
+    await logIn(admin, "admin@souk.test");
+    await admin.goto("/operator");
+    await admin.getByText("No entity is").waitFor();
+    await admin.evaluate(() => (window.stays = true));
+    // It dies each time that somebody looks at it, until nobody may any more.
+    const until = Date.now() + 60000;
+    for (let code; code !== "set-aside"; ) {
+      assert.ok(Date.now() < until, `not set aside: ${code}`);
+      const answer = await fetch(`${url}/api/carts/${damaged}`, { headers: { authorization: `Bearer ${operator}` } });
+      code = (await answer.json()).type.split("/").at(-1);
+      await admin.waitForTimeout(50);
+    }
+    const release = admin.getByRole("button", { name: `Take it back cart ${damaged}` });
+    await release.waitFor();
+    assert.ok(await admin.evaluate(() => window.stays), "the page was not loaded again");
+    await assertAccessible(admin, "an entity that is set aside");
+    await shot(admin, "set-aside");
+    await release.click();
+    await admin.getByText("It is taken back.").waitFor();
+    await admin.getByText("No entity is").waitFor();
+  },
+
   async every_page_is_accessible_from_a_phone_to_a_wall() {
     const guest = await visitor();
     const order = await buy(guest, "SAFFRON-2G");

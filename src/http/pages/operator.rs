@@ -177,7 +177,7 @@ fn set_aside(entities: &[SetAside], fields: &Markup) -> Markup {
             form method="post" action="/operator/release" {
                 (fields)
                 input type="hidden" name="kind" value=(aside.kind); input type="hidden" name="id" value=(aside.id);
-                button type="submit" { "Take it back" span .hidden { ": " (aside.kind) " " (aside.id) } }
+                button type="submit" { "Take it back" span .hidden { " " (aside.kind) " " (aside.id) } }
             }
         } } }
     }
