@@ -341,6 +341,9 @@ const scenarios = {
   },
 
   async a_flash_sale_with_twenty_tabs() {
+    const early = await visitor();
+    await early.goto("/");
+    await early.evaluate(() => (window.stays = true));
     const starts = new Date(Date.now() - 1000).toISOString();
     const ends = new Date(Date.now() + 600000).toISOString();
     const terms = {
@@ -393,6 +396,10 @@ const scenarios = {
     await first.locator("[data-live='status']", { hasText: "Paid" }).waitFor();
     const second = waiting[places.indexOf("2")];
     await second.locator("[data-live='place']", { hasText: /^1$/ }).waitFor();
+    // Who was there before the sale sees it come, and follows it.
+    const news = early.locator(`[data-topic="flash_sale:${sale.id}"]`);
+    await news.getByText("All claimed for now, ends in").waitFor({ timeout: 60000 });
+    assert.ok(await early.evaluate(() => window.stays), "the page was not loaded again");
     const shown = await api("GET", `/api/flash-sales/${sale.id}`);
     assert.deepEqual([shown.sold, shown.held, shown.available], [1, 5, 0]);
   },

@@ -143,8 +143,10 @@ pub async fn list(door: Arc<Door>, request: Request) -> Result<Answer, Problem> 
         let content = html! {
             h1 { "Flash sales" }
             h2 .hidden { "All sales" }
-            @if seen.is_empty() { p { "None is planned." } }
-            ul .cards.sales { @for sale in &seen { li { (card(sale, now)) } } }
+            div #sales {
+                @if seen.is_empty() { p { "None is planned." } }
+                ul .cards.sales { @for sale in &seen { li { (card(sale, now)) } } }
+            }
         };
         page.show(&Shell::live("Flash sales", "home.js"), &content)
     })

@@ -169,10 +169,12 @@ pub async fn home(door: Arc<Door>, request: Request) -> Result<Answer, Problem> 
                 }
                 (sign())
             }
-            @if !running.is_empty() || !coming.is_empty() {
-                section aria-labelledby="sales" {
-                    h2 #sales { "Flash sales" }
-                    ul .cards.sales { @for sale in running.iter().chain(&coming) { li { (sales::card(sale, now)) } } }
+            div #sales {
+                @if !running.is_empty() || !coming.is_empty() {
+                    section aria-labelledby="sales-title" {
+                        h2 #sales-title { "Flash sales" }
+                        ul .cards.sales { @for sale in running.iter().chain(&coming) { li { (sales::card(sale, now)) } } }
+                    }
                 }
             }
             section aria-labelledby="products" {
