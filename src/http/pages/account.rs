@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use maud::html;
+use maud::{Render, html};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use warp::http::StatusCode;
@@ -12,8 +12,7 @@ use super::super::answer::Answer;
 use super::super::problem::Problem;
 use super::super::request::{Query, Request};
 use super::api::Refused;
-use super::layout::{Shell, when};
-use super::shopper::reason;
+use super::layout::{Field, Shell, when};
 use super::{Failed, Page, shown};
 use crate::domain::Timestamp;
 
@@ -35,7 +34,7 @@ fn log_in_page(page: &mut Page, email: &str, to: &str, refused: Option<&Refused>
     let fields = page.form_fields()?;
     let content = html! {
         h1 { "Log in" }
-        @if let Some(refused) = refused { p .error role="alert" { (reason(refused)) } }
+        @if let Some(refused) = refused { p .error role="alert" { (refused.reason()) } }
         form method="post" action="/login" {
             (fields)
             input type="hidden" name="back" value=(to);
@@ -94,20 +93,13 @@ fn sign_up_page(page: &mut Page, email: &str, name: &str, refused: Option<&Refus
         let found = refused.and_then(|refused| refused.errors.iter().find(|wrong| wrong.pointer == pointer));
         found.map(|wrong| wrong.message.clone())
     };
-    let input = |id: &str, label: &str, kind: &str, value: &str, fill: &str| {
-        let wrong = wrong(&format!("/{id}"));
-        html! {
-            p .field {
-                label for=(id) { (label) }
-                input id=(id) type=(kind) name=(id) value=(value) autocomplete=(fill) required
-                    aria-invalid=[wrong.as_ref().map(|_| "true")] aria-describedby=[wrong.as_ref().map(|_| format!("{id}-error"))];
-                @if let Some(wrong) = &wrong { span .error id=(format!("{id}-error")) { (wrong) } }
-            }
-        }
+    let input = |name, label, kind, value, fill| {
+        let wrong = wrong(&format!("/{name}"));
+        Field { name, label, kind, value, autocomplete: Some(fill), required: true, wrong: wrong.as_deref() }.render()
     };
     let content = html! {
         h1 { "Sign up" }
-        @if let Some(refused) = refused { p .error role="alert" { @if refused.errors.is_empty() { (reason(refused)) } @else { (refused.title) } } }
+        @if let Some(refused) = refused { p .error role="alert" { @if refused.errors.is_empty() { (refused.reason()) } @else { (refused.title) } } }
         form method="post" action="/signup" {
             (fields)
             (input("name", "Name", "text", name, "name"))

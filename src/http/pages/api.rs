@@ -57,6 +57,12 @@ impl Refused {
         self.problem.strip_prefix("/problems/") == Some(problem)
     }
 
+    /// Why, in a sentence.
+    pub fn reason(&self) -> String {
+        let wrong = self.errors.iter().map(|wrong| wrong.message.as_str());
+        [self.title.as_str()].into_iter().chain(self.detail.as_deref()).chain(wrong).collect::<Vec<_>>().join(" ")
+    }
+
     fn unreadable(why: &dyn std::fmt::Display) -> Self {
         tracing::error!(%why, "a page cannot read what the API answers");
         Refused { status: 500, title: "Something went wrong on our side.".into(), ..Refused::default() }

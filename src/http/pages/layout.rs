@@ -1,6 +1,6 @@
 //! What all pages have around them.
 
-use maud::{DOCTYPE, Markup, html};
+use maud::{DOCTYPE, Markup, Render, html};
 
 use super::assets;
 use super::visit::Visit;
@@ -38,6 +38,42 @@ pub fn countdown(at: Timestamp, now: Timestamp) -> Markup {
     let (days, clock) = (seconds / 86_400, format!("{:02}:{:02}:{:02}", seconds / 3_600 % 24, seconds / 60 % 60, seconds % 60));
     html! {
         time data-countdown="" datetime=(at) { @if seconds == 0 { "now" } @else { @if days > 0 { (days) " d " } (clock) } }
+    }
+}
+
+/// The pages that belong together, and which of them this is.
+pub fn tabs(label: &str, places: &[(&str, &str)], here: &str) -> Markup {
+    html! {
+        nav .tabs aria-label=(label) {
+            @for (path, name) in places { a href=(path) aria-current=[(*path == here).then_some("page")] { (name) } " " }
+        }
+    }
+}
+
+/// A field of a form, with its label, and what is wrong with it beside it.
+pub struct Field<'a> {
+    pub name: &'a str,
+    pub label: &'a str,
+    pub kind: &'static str,
+    pub value: &'a str,
+    /// What a browser may fill in.
+    pub autocomplete: Option<&'a str>,
+    pub required: bool,
+    pub wrong: Option<&'a str>,
+}
+
+impl Render for Field<'_> {
+    fn render(&self) -> Markup {
+        let Field { name, label, kind, value, autocomplete, required, wrong } = *self;
+        let error = wrong.map(|_| format!("{name}-error"));
+        html! {
+            p .field {
+                label for=(name) { (label) }
+                input id=(name) type=(kind) name=(name) value=(value) autocomplete=[autocomplete] required[required]
+                    aria-invalid=[wrong.map(|_| "true")] aria-describedby=[error.as_deref()];
+                @if let (Some(wrong), Some(error)) = (wrong, &error) { span .error id=(error) { (wrong) } }
+            }
+        }
     }
 }
 

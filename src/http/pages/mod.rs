@@ -120,6 +120,16 @@ impl Page {
         Ok(self.visit.dress(Answer::bytes(status, HTML, text.into_bytes())))
     }
 
+    /// Tells on the next page what came of something.
+    pub fn tell(&mut self, outcome: Result<(), Refused>, done: &str) -> Result<(), Failed> {
+        match outcome {
+            Ok(()) => self.visit.say(done),
+            Err(refused) if refused.status < 500 && refused.status != 401 => self.visit.say(&refused.reason()),
+            Err(refused) => return Err(refused.into()),
+        }
+        Ok(())
+    }
+
     /// Sends the browser to another page, which it then gets by GET.
     pub fn go(&self, path: &str) -> Result<Answer, Failed> {
         Ok(self.visit.dress(Answer::empty(StatusCode::SEE_OTHER).with(LOCATION, path)))

@@ -12,11 +12,10 @@ use super::super::answer::Answer;
 use super::super::problem::Problem;
 use super::super::request::{Query, Request};
 use super::api::Refused;
-use super::layout::{Shell, when};
+use super::layout::{Shell, tabs, when};
 use super::sales::Sale;
 use super::shopper::{Listed, field};
 use super::traffic::{self, Traffic};
-use super::vendor::say;
 use super::{Page, shown};
 use crate::integrations::http_client::percent_encoded;
 
@@ -81,13 +80,9 @@ fn places(here: &str) -> Markup {
         ("/operator/entities", "Entities"),
         ("/operator/sales", "Flash sales"),
         ("/operator/users", "Accounts"),
+        ("/metrics", "Metrics"),
     ];
-    html! {
-        nav .tabs aria-label="Operation" {
-            @for (path, name) in places { a href=(path) aria-current=[(path == here).then_some("page")] { (name) } " " }
-            a href="/metrics" { "Metrics" }
-        }
-    }
+    tabs("Operation", &places, here)
 }
 
 /// `GET /operator`
@@ -237,7 +232,8 @@ pub async fn release(door: Arc<Door>, request: Request) -> Result<Answer, Proble
         let form = page.form()?;
         let path =
             format!("/api/cluster/set-aside/{}/{}/release", percent_encoded(form.get("kind")), percent_encoded(form.get("id")));
-        say(page, page.api().post::<Value>(&path, form.get("key"), &json!({})).await.map(drop), "It is taken back.")?;
+        let outcome = page.api().post::<Value>(&path, form.get("key"), &json!({})).await.map(drop);
+        page.tell(outcome, "It is taken back.")?;
         page.go("/operator")
     })
     .await
@@ -263,7 +259,7 @@ pub async fn entities(door: Arc<Door>, request: Request) -> Result<Answer, Probl
             (places("/operator/entities"))
             form .filters.panel method="get" action="/operator/entities" {
                 p .field { label for="kind" { "Kind" } select #kind name="kind" { @for known in KINDS { option value=(known) selected[known == kind] { (known) } } } }
-                (field("id", "Id", id, None, html! {}))
+                (field("id", "Id", id, None))
                 button type="submit" { "Show" }
             }
             @match &whole {
@@ -360,7 +356,8 @@ pub async fn tune(door: Arc<Door>, request: Request) -> Result<Answer, Problem> 
         let rate = if form.get("rate").is_empty() { Value::Null } else { form.number("rate") };
         let body = json!({ "admissions_per_second": rate, "challenge_bits": form.number("bits") });
         let path = format!("/api/flash-sales/{}", page.param(0));
-        say(page, page.api().patch::<Value>(&path, &body).await.map(drop), "It is set.")?;
+        let outcome = page.api().patch::<Value>(&path, &body).await.map(drop);
+        page.tell(outcome, "It is set.")?;
         page.go("/operator/sales")
     })
     .await
@@ -387,7 +384,7 @@ pub async fn users(door: Arc<Door>, request: Request) -> Result<Answer, Problem>
             h1 { "Operation" }
             (places("/operator/users"))
             form .filters.panel method="get" action="/operator/users" {
-                (field("email", "E-mail address", &email, wrong.as_ref().map(|_| "this cannot be an e-mail address"), html! {}))
+                (field("email", "E-mail address", &email, wrong.as_ref().map(|_| "this cannot be an e-mail address")))
                 button type="submit" { "Find" }
             }
             @match &found {
@@ -419,7 +416,7 @@ pub async fn change_admin(door: Arc<Door>, request: Request) -> Result<Answer, P
             "revoke" => page.api().delete(&format!("{path}/admin")).await,
             _ => page.api().post::<Value>(&path, form.get("key"), &json!({ "role": "admin" })).await.map(drop),
         };
-        say(page, outcome, "Done.")?;
+        page.tell(outcome, "Done.")?;
         page.go(&format!("/operator/users?email={}", percent_encoded(form.get("email"))))
     })
     .await

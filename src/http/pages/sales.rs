@@ -10,8 +10,9 @@ use super::super::Door;
 use super::super::answer::Answer;
 use super::super::problem::Problem;
 use super::super::request::Request;
+use super::api::Granted;
 use super::layout::{Shell, countdown};
-use super::shopper::{Listed, reason};
+use super::shopper::Listed;
 use super::tile::tile;
 use super::{Failed, Page, shown};
 use crate::domain::{Money, Timestamp, ids};
@@ -277,11 +278,9 @@ fn own_claim(here: &str, claim: &Claim, fields: &Markup, now: Timestamp) -> Mark
 async fn act(page: &mut Page, path: &str, body: &Value, done: &str) -> Result<Answer, Failed> {
     let form = page.form()?;
     let here = format!("/sales/{}", page.param(0));
-    match page.api().post::<Value>(&format!("/api/flash-sales/{}/{path}", page.param(0)), form.get("key"), body).await {
-        Ok(_) => page.visit.say(done),
-        Err(refused) if refused.status < 500 && refused.status != 401 => page.visit.say(&reason(&refused)),
-        Err(refused) => return Err(refused.into()),
-    }
+    let path = format!("/api/flash-sales/{}/{path}", page.param(0));
+    let outcome = page.api().post::<Value>(&path, form.get("key"), body).await.map(drop);
+    page.tell(outcome, done)?;
     page.go(&here)
 }
 
@@ -295,14 +294,11 @@ pub async fn claim(door: Arc<Door>, request: Request) -> Result<Answer, Problem>
         }
         let path = format!("/api/flash-sales/{}/claims", page.param(0));
         let here = format!("/sales/{}", page.param(0));
-        match page.api().post::<Answered>(&path, form.get("key"), &body).await {
-            Ok(granted) => match granted.content.id {
-                Some(claim) => return page.go(&format!("/checkout?claim={claim}")),
-                None => page.visit.say("You are in line."),
-            },
-            Err(refused) if refused.status < 500 && refused.status != 401 => page.visit.say(&reason(&refused)),
-            Err(refused) => return Err(refused.into()),
+        let answered = page.api().post::<Answered>(&path, form.get("key"), &body).await;
+        if let Ok(Granted { content: Answered { id: Some(claim) }, .. }) = &answered {
+            return page.go(&format!("/checkout?claim={claim}"));
         }
+        page.tell(answered.map(drop), "You are in line.")?;
         page.go(&here)
     })
     .await
@@ -333,7 +329,7 @@ pub async fn give_up(door: Arc<Door>, request: Request) -> Result<Answer, Proble
         let path = format!("/api/flash-sales/{}/claims/{}", page.param(0), form.get("claim"));
         match page.api().delete(&path).await {
             Ok(()) => page.visit.say("You have given it up."),
-            Err(refused) if [404, 409].contains(&refused.status) => page.visit.say(&reason(&refused)),
+            Err(refused) if [404, 409].contains(&refused.status) => page.visit.say(&refused.reason()),
             Err(refused) => return Err(refused.into()),
         }
         page.go(&here)

@@ -12,7 +12,7 @@ use super::super::answer::Answer;
 use super::super::problem::Problem;
 use super::super::request::{Query, Request};
 use super::api::{Refused, Wrong};
-use super::layout::{Shell, countdown, when};
+use super::layout::{Field, Shell, countdown, when};
 use super::sales::{self, Sale};
 use super::tile::{sign, tile};
 use super::visit::Form;
@@ -234,9 +234,9 @@ pub async fn products(door: Arc<Door>, request: Request) -> Result<Answer, Probl
             h1 { @if value("q").is_empty() { "Products" } @else { "Products for “" (value("q")) "”" } }
             form .filters.panel method="get" action="/products" {
                 input type="hidden" name="q" value=(value("q"));
-                (field("category", "Category", value("category"), None, html! {}))
-                (field("min_price", "Price from", value("min_price"), None, html! {}))
-                (field("max_price", "Price up to", value("max_price"), None, html! {}))
+                (field("category", "Category", value("category"), None))
+                (field("min_price", "Price from", value("min_price"), None))
+                (field("max_price", "Price up to", value("max_price"), None))
                 p .field {
                     label for="sort" { "Order" }
                     select #sort name="sort" {
@@ -448,7 +448,7 @@ pub async fn add_to_cart(door: Arc<Door>, request: Request) -> Result<Answer, Pr
         let added = page.api().post::<Cart>(&format!("/api/carts/{cart}/items"), form.get("key"), &body).await;
         match added {
             Ok(_) => page.visit.say("It is in your cart."),
-            Err(refused) if refused.status < 500 => page.visit.say(&reason(&refused)),
+            Err(refused) if refused.status < 500 => page.visit.say(&refused.reason()),
             Err(refused) => return Err(refused.into()),
         }
         page.go("/cart")
@@ -465,18 +465,12 @@ pub async fn change_cart(door: Arc<Door>, request: Request) -> Result<Answer, Pr
         let path = format!("/api/carts/{}/items/{}", cart.id, percent_encoded(page.param(0)));
         match page.api().patch::<Cart>(&path, &json!({ "quantity": quantity })).await {
             Ok(_) => {}
-            Err(refused) if refused.status < 500 => page.visit.say(&reason(&refused)),
+            Err(refused) if refused.status < 500 => page.visit.say(&refused.reason()),
             Err(refused) => return Err(refused.into()),
         }
         page.go("/cart")
     })
     .await
-}
-
-/// Why something was refused, in a sentence.
-pub fn reason(refused: &Refused) -> String {
-    let wrong: Vec<&str> = refused.errors.iter().map(|wrong| wrong.message.as_str()).collect();
-    [&refused.title].into_iter().map(String::as_str).chain(refused.detail.as_deref()).chain(wrong).collect::<Vec<_>>().join(" ")
 }
 
 // The checkout --------------------------------------------------------------------------------------------------------------
@@ -497,18 +491,10 @@ const CARDS: [(&str, &str); 3] = [
     ("tok_slow", "Test card that takes a while"),
 ];
 
-/// A field with its label, and what is wrong with it beside it.
-pub fn field(name: &str, label: &str, value: &str, wrong: Option<&str>, more: Markup) -> Markup {
-    let error = wrong.map(|_| format!("{name}-error"));
-    html! {
-        p .field {
-            label for=(name) { (label) }
-            input id=(name) type=(if name == "email" { "email" } else { "text" }) name=(name) value=(value)
-                aria-invalid=[wrong.map(|_| "true")] aria-describedby=[error.as_deref()];
-            (more)
-            @if let (Some(wrong), Some(error)) = (wrong, &error) { span .error id=(error) { (wrong) } }
-        }
-    }
+/// Text that may be left out.
+pub fn field<'a>(name: &'a str, label: &'a str, value: &'a str, wrong: Option<&'a str>) -> Field<'a> {
+    let kind = if name == "email" { "email" } else { "text" };
+    Field { name, label, kind, value, autocomplete: None, required: false, wrong }
 }
 
 /// What is bought: the cart, or a claim.
@@ -562,13 +548,7 @@ fn checkout_form(
             fieldset {
                 legend { "Where it goes" }
                 @for (name, label, fill, pointer) in CHECKOUT {
-                    p .field {
-                        label for=(name) { (label) }
-                        input id=(name) name=(name) type=(if name == "email" { "email" } else { "text" }) value=(value(name)) autocomplete=(fill)
-                            required[name != "line2"] aria-invalid=[wrong_at(pointer).map(|_| "true")]
-                            aria-describedby=[wrong_at(pointer).map(|_| format!("{name}-error"))];
-                        @if let Some(wrong) = wrong_at(pointer) { span .error id=(format!("{name}-error")) { (wrong) } }
-                    }
+                    (Field { autocomplete: Some(fill), required: name != "line2", ..field(name, label, &value(name), wrong_at(pointer)) })
                 }
             }
             fieldset {
@@ -657,7 +637,7 @@ pub async fn check_out(door: Arc<Door>, request: Request) -> Result<Answer, Prob
             Err(refused) => return Err(refused.into()),
         };
         let fields = page.form_fields()?;
-        let why = if refused.errors.is_empty() { reason(&refused) } else { refused.title.clone() };
+        let why = if refused.errors.is_empty() { refused.reason() } else { refused.title.clone() };
         let content = checkout_form(page, &fields, &purchase, &|name| form.get(name).to_owned(), &refused.errors, Some(&why));
         page.show_as(StatusCode::UNPROCESSABLE_ENTITY, &Shell::live("Checkout", "cart.js"), &content)
     })
@@ -666,8 +646,7 @@ pub async fn check_out(door: Arc<Door>, request: Request) -> Result<Answer, Prob
 
 // Orders --------------------------------------------------------------------------------------------------------------------
 
-const STEPS: [(&str, &str); 5] =
-    [("pending", "Placed"), ("reserved", "Reserved"), ("paid", "Paid"), ("shipped", "On its way"), ("delivered", "Delivered")];
+const STEPS: [&str; 5] = ["pending", "reserved", "paid", "shipped", "delivered"];
 
 fn told(status: &str) -> &str {
     match status {
@@ -700,12 +679,9 @@ fn happened(event: &Happened) -> &str {
         "order.payment.voided" => "Payment voided",
         "order.payment.refunded" => "Money given back",
         "order.claimed" => "Taken into an account",
-        "order.paid" => "Paid",
-        "order.shipped" => "On its way",
-        "order.delivered" => "Delivered",
-        "order.payment_failed" => "Not paid",
-        "order.cancelled" => "Cancelled",
-        "order.refunded" => "Refunded",
+        "order.paid" | "order.shipped" | "order.delivered" | "order.payment_failed" | "order.cancelled" | "order.refunded" => {
+            told(event.event_type.trim_start_matches("order."))
+        }
         other => other,
     }
 }
@@ -717,7 +693,7 @@ pub async fn order(door: Arc<Door>, request: Request) -> Result<Answer, Problem>
         let path = format!("/api/orders/{}", page.param(0));
         let order: Order = page.api().get(&path).await?;
         let history: Listed<Happened> = page.api().get(&format!("{path}/history?limit=100")).await?;
-        let reached = STEPS.iter().position(|(status, _)| *status == order.status);
+        let reached = STEPS.iter().position(|status| *status == order.status);
         let after = history.items.last().map_or(0, |event| event.version);
         let can_cancel = ["pending", "reserved", "paid"].contains(&order.status.as_str());
         let content = html! {
@@ -725,9 +701,9 @@ pub async fn order(door: Arc<Door>, request: Request) -> Result<Answer, Problem>
             div data-topic=(format!("order:{}", order.id)) data-after=(after) {
                 p .status role="status" { strong data-live="status" { (told(&order.status)) } " " span .id { (order.id) } }
                 ol .steps {
-                    @for (index, (status, label)) in STEPS.iter().enumerate() {
+                    @for (index, status) in STEPS.iter().enumerate() {
                         li data-step=(status) aria-current=[(reached == Some(index)).then_some("step")]
-                            .done[reached.is_some_and(|reached| index <= reached)] { (label) }
+                            .done[reached.is_some_and(|reached| index <= reached)] { (told(status)) }
                     }
                 }
                 @if let Some(reason) = order.reason.as_ref().and_then(|reason| reason["message"].as_str()) { p { (reason) } }
@@ -775,7 +751,7 @@ pub async fn cancel_order(door: Arc<Door>, request: Request) -> Result<Answer, P
         let path = format!("/orders/{}", page.param(0));
         match page.api().post::<Value>(&format!("/api{path}/cancel"), form.get("key"), &json!({})).await {
             Ok(_) => page.visit.say("The order is cancelled."),
-            Err(refused) if refused.status == 409 => page.visit.say(&reason(&refused)),
+            Err(refused) if refused.status == 409 => page.visit.say(&refused.reason()),
             Err(refused) => return Err(refused.into()),
         }
         page.go(&path)

@@ -12,9 +12,9 @@ use super::super::answer::Answer;
 use super::super::problem::Problem;
 use super::super::request::Request;
 use super::api::Refused;
-use super::layout::{Shell, when};
+use super::layout::{Shell, tabs, when};
 use super::sales::Sale;
-use super::shopper::{Listed, cents, reason};
+use super::shopper::{Listed, cents};
 use super::{Failed, Page, charts, shown};
 use crate::domain::{Currency, Money, Timestamp};
 use crate::integrations::http_client::percent_encoded;
@@ -78,11 +78,7 @@ fn places(here: &str) -> Markup {
         ("/vendor/sales", "Flash sales"),
         ("/vendor/figures", "Figures"),
     ];
-    html! {
-        nav .tabs aria-label="Your shop" {
-            @for (path, name) in places { a href=(path) aria-current=[(path == here).then_some("page")] { (name) } " " }
-        }
-    }
+    tabs("Your shop", &places, here)
 }
 
 /// `GET /vendor`
@@ -231,7 +227,8 @@ pub async fn ship(door: Arc<Door>, request: Request) -> Result<Answer, Problem> 
             body["tracking_number"] = form.get("tracking_number").into();
         }
         let path = format!("/api/orders/{}/shipments", page.param(0));
-        say(page, page.api().post::<Value>(&path, form.get("key"), &body).await.map(drop), "It is on its way.")?;
+        let outcome = page.api().post::<Value>(&path, form.get("key"), &body).await.map(drop);
+        page.tell(outcome, "It is on its way.")?;
         page.go("/vendor")
     })
     .await
@@ -242,20 +239,11 @@ pub async fn deliver(door: Arc<Door>, request: Request) -> Result<Answer, Proble
     shown(door, request, async |page| {
         let form = page.form()?;
         let path = format!("/api/orders/{}/delivery", page.param(0));
-        say(page, page.api().post::<Value>(&path, form.get("key"), &json!({})).await.map(drop), "It has arrived.")?;
+        let outcome = page.api().post::<Value>(&path, form.get("key"), &json!({})).await.map(drop);
+        page.tell(outcome, "It has arrived.")?;
         page.go("/vendor")
     })
     .await
-}
-
-/// Tells on the next page what came of something.
-pub fn say(page: &mut Page, outcome: Result<(), Refused>, done: &str) -> Result<(), Failed> {
-    match outcome {
-        Ok(()) => page.visit.say(done),
-        Err(refused) if refused.status < 500 && refused.status != 401 => page.visit.say(&reason(&refused)),
-        Err(refused) => return Err(refused.into()),
-    }
-    Ok(())
 }
 
 /// `GET /vendor/products`
@@ -324,7 +312,8 @@ pub async fn adjust(door: Arc<Door>, request: Request) -> Result<Answer, Problem
         let form = page.form()?;
         let path = format!("/api/inventory/{}/adjustments", percent_encoded(page.param(0)));
         let body = json!({ "delta": form.number("delta"), "reason": "by its vendor" });
-        say(page, page.api().post::<Value>(&path, form.get("key"), &body).await.map(drop), "The stock is adjusted.")?;
+        let outcome = page.api().post::<Value>(&path, form.get("key"), &body).await.map(drop);
+        page.tell(outcome, "The stock is adjusted.")?;
         page.go("/vendor/products")
     })
     .await
@@ -336,7 +325,8 @@ pub async fn low_from(door: Arc<Door>, request: Request) -> Result<Answer, Probl
         let form = page.form()?;
         let path = format!("/api/inventory/{}", percent_encoded(page.param(0)));
         let body = json!({ "low_stock_threshold": form.number("threshold") });
-        say(page, page.api().patch::<Value>(&path, &body).await.map(drop), "It is set.")?;
+        let outcome = page.api().patch::<Value>(&path, &body).await.map(drop);
+        page.tell(outcome, "It is set.")?;
         page.go("/vendor/products")
     })
     .await
@@ -387,7 +377,8 @@ pub async fn new_sale(door: Arc<Door>, request: Request) -> Result<Answer, Probl
             "quantity": form.number("quantity"), "per_customer_limit": form.number("limit"),
             "starts_at": form.get("starts_at"), "ends_at": form.get("ends_at"), "guests": form.get("guests") == "true",
         });
-        say(page, page.api().post::<Value>("/api/flash-sales", form.get("key"), &body).await.map(drop), "It is proposed.")?;
+        let outcome = page.api().post::<Value>("/api/flash-sales", form.get("key"), &body).await.map(drop);
+        page.tell(outcome, "It is proposed.")?;
         page.go("/vendor/sales")
     })
     .await
@@ -435,7 +426,8 @@ pub async fn act(door: Arc<Door>, request: Request) -> Result<Answer, Problem> {
             return Err(Problem::not_found().into());
         }
         let path = format!("/api/flash-sales/{sale}/{act}");
-        say(page, page.api().post::<Value>(&path, form.get("key"), &json!({})).await.map(drop), "Done.")?;
+        let outcome = page.api().post::<Value>(&path, form.get("key"), &json!({})).await.map(drop);
+        page.tell(outcome, "Done.")?;
         page.go(&format!("/vendor/sales/{sale}"))
     })
     .await
