@@ -3,10 +3,12 @@
 //! A hot sale writes more records than anybody could watch, so its watchers get states. Each sale that is watched on a node
 //! has one board there:
 //!
-//! - When the hub tells that something was written, the board asks the sale how it looks, at most every [`SHOW_EVERY`], and
-//!   shows the answer to all: one question and one text, however many watch. Each watcher holds the newest only, so a slow
-//!   one misses what lay between and never what came last. The next begins when the threads of the sessions are through
-//!   with this one: a node that cannot keep up shows less often, and nothing piles up.
+//! - At most every [`SHOW_EVERY`] there is a round for all boards of the node: those whose sale was written to, as the hub
+//!   tells, ask it how it looks and show the answer to all, one question and one text however many watch. Boards show
+//!   together, so that who watches several gets all of it in one packet. Each watcher holds the newest only, so a slow one
+//!   misses what lay between and never what came last. The next round begins when the threads of the sessions are through
+//!   with this one: a node that cannot keep up shows less often, and nothing piles up. A sale that takes long to answer
+//!   is shown in a later round, and holds up none.
 //! - Every [`LINE_EVERY`] it asks for the line as a whole, and tells from it the place of each who waits and watches here,
 //!   and whose turn has come. Those whose ticket went otherwise are asked for one by one.
 //! - It tells the sale who of those in line is gone, and who is back. Where that does not get through, the place is kept:
@@ -14,24 +16,26 @@
 //!
 //! A board must never wait for a watcher, and never ask for each of them.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::pin::pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 use std::time::Duration;
 
-use futures_util::{Stream, StreamExt, stream};
+use futures_util::stream::FuturesUnordered;
+use futures_util::{FutureExt, StreamExt, stream};
 use serde::Serialize;
 use serde_json::value::RawValue;
 use tokio::runtime::Handle;
-use tokio::sync::{Notify, Semaphore, SemaphorePermit, mpsc, oneshot, watch};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::task::AbortHandle;
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, timeout, timeout_at};
 use tokio_tungstenite::tungstenite::Utf8Bytes;
 use ulid::Ulid;
 
 use super::ask::{AskError, Caller, Failure};
 use super::credential::Credential;
-use super::live::{Live, Pushed, Watcher};
+use super::live::{Live, Pushed, Watch, Watcher};
 use super::permissions::Permission;
 use super::retry::backoff_ms;
 use super::runtime::Runtime;
@@ -49,10 +53,10 @@ pub const SHOW_EVERY: Duration = Duration::from_millis(100);
 pub const LINE_EVERY: Duration = Duration::from_secs(1);
 /// How long one question to a sale may take.
 const ASK_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long a board may ask while others wait for their turn to show.
-const LOOK_IN_TURN: Duration = Duration::from_millis(50);
-/// Boards that ask and show at the same time: while one waits for its answer another shows.
-const TURNS: usize = 2;
+/// How long a round waits for answers.
+const LOOK_IN_ROUND: Duration = Duration::from_millis(50);
+/// Sales that are asked at a time.
+const LOOKS_AT_ONCE: usize = 256;
 /// How long the threads of the sessions are waited for.
 const THROUGH_TIMEOUT: Duration = Duration::from_secs(1);
 /// Boards that may wait for one thread.
@@ -79,13 +83,15 @@ struct Hall {
     runtime: Runtime,
     live: Live,
     threads: Threads,
-    turns: Semaphore,
+    due: Arc<Due>,
     boards: Mutex<HashMap<String, Hung>>,
+    show: OnceLock<AbortHandle>,
 }
 
 struct Hung {
     board: Arc<Board>,
-    tasks: [AbortHandle; 2],
+    keep: AbortHandle,
+    _watch: Watch,
 }
 
 /// The threads on which watchers are served, each with a task that answers when its turn comes: whatever was woken there
@@ -229,39 +235,66 @@ enum Standing {
     Over,
 }
 
-/// One watcher's view of a board.
+/// Rung when there may be something new for somebody, who may watch several boards.
+#[derive(Default)]
+pub struct Bell {
+    rung: Notify,
+    round: AtomicU64,
+}
+
+impl Bell {
+    /// Rung since this was last asked, also when nobody listened.
+    pub async fn rung(&self) {
+        self.rung.notified().await;
+    }
+
+    fn ring(&self) {
+        self.rung.notify_one();
+    }
+
+    /// Once for all boards of a round.
+    fn ring_in(&self, round: u64) {
+        if self.round.swap(round, Ordering::AcqRel) != round {
+            self.ring();
+        }
+    }
+}
+
+/// One watcher's view of a board. Its bell says when to look.
 pub struct Watching {
-    pictures: watch::Receiver<Option<(Version, Utf8Bytes)>>,
+    board: Arc<Board>,
     own: watch::Receiver<Option<Utf8Bytes>>,
+    bell: Arc<Bell>,
     seq: Version,
 }
 
 impl Watching {
-    /// The newest that was not told yet. `None` when the watcher's place is given up.
+    /// The place is given up: nothing comes any more.
+    pub fn is_over(&self) -> bool {
+        self.own.has_changed().is_err()
+    }
+
+    /// The next to be told. `None` when the place is given up.
     pub async fn next(&mut self) -> Option<Told> {
         loop {
-            tokio::select! {
-                biased;
-                changed = self.own.changed() => {
-                    changed.ok()?;
-                    if let Some(text) = self.own.borrow_and_update().clone() {
-                        return Some(Told::Ticket { text });
-                    }
-                }
-                changed = self.pictures.changed() => {
-                    changed.ok()?;
-                    let newest = self.pictures.borrow_and_update().clone();
-                    if let Some((seq, text)) = newest.filter(|(seq, _)| *seq > self.seq) {
-                        self.seq = seq;
-                        return Some(Told::State { seq, text });
-                    }
-                }
+            match self.take() {
+                None if self.is_over() => return None,
+                None => self.bell.rung().await,
+                told => return told,
             }
         }
     }
 
-    pub fn into_stream(self) -> impl Stream<Item = Told> + Send + 'static {
-        stream::unfold(self, |mut watching| async move { Some((watching.next().await?, watching)) })
+    /// The newest that was not told yet, one's own place before the picture.
+    pub fn take(&mut self) -> Option<Told> {
+        let is_own_new = self.own.has_changed().ok()?;
+        if is_own_new && let Some(text) = self.own.borrow_and_update().clone() {
+            return Some(Told::Ticket { text });
+        }
+        let picture = self.board.picture.read().unwrap_or_else(PoisonError::into_inner);
+        let (seq, text) = picture.as_ref().filter(|(seq, _)| *seq > self.seq)?;
+        self.seq = *seq;
+        Some(Told::State { seq: *seq, text: text.clone() })
     }
 }
 
@@ -281,35 +314,41 @@ impl Drop for Place {
 impl Boards {
     /// Call it inside the node's tokio runtime.
     pub fn new(runtime: Runtime, live: Live, threads: Threads) -> Self {
-        Boards(Arc::new(Hall {
+        let hall = Arc::new(Hall {
             node: Handle::current(),
             runtime,
             live,
             threads,
-            turns: Semaphore::new(TURNS),
+            due: Arc::default(),
             boards: Mutex::default(),
-        }))
+            show: OnceLock::new(),
+        });
+        let _ = hall.show.set(tokio::spawn(show(hall.clone())).abort_handle());
+        Boards(hall)
     }
 
     /// Shows a sale from what is newer than `after` on, to somebody who has just been admitted.
-    pub fn join(&self, sale: &str, seen: Seen, after: Version) -> (Watching, Place) {
+    pub fn join(&self, sale: &str, seen: Seen, after: Version, bell: Arc<Bell>) -> (Watching, Place) {
         let mut boards = self.0.boards();
         let board = match boards.get(sale) {
             Some(hung) => hung.board.clone(),
             None => {
                 let board = Board::new(sale);
-                let show = self.0.node.spawn(show(self.0.clone(), board.clone())).abort_handle();
+                let written = Arc::new(Written { due: self.0.due.clone(), board: board.clone() });
+                // Watch first, look afterwards: nothing can fall in between.
+                let watch = self.0.live.watch(EntityKey::new(FlashSale::KIND, sale), written);
+                self.0.due.add(&board);
                 let keep = self.0.node.spawn(keep(self.0.clone(), board.clone())).abort_handle();
-                boards.insert(sale.to_owned(), Hung { board: board.clone(), tasks: [show, keep] });
+                boards.insert(sale.to_owned(), Hung { board: board.clone(), keep, _watch: watch });
                 board
             }
         };
         // While the board cannot be taken down.
-        let (id, own) = board.line().join(seen.customer);
+        let (id, own) = board.line().join(seen.customer, bell.clone());
         drop(boards);
-        let mut pictures = board.pictures.subscribe();
-        pictures.mark_changed();
-        (Watching { pictures, own, seq: after }, Place { board, id })
+        // There may be a picture already.
+        bell.ring();
+        (Watching { board: board.clone(), own, bell, seq: after }, Place { board, id })
     }
 
     /// How many sales are watched here.
@@ -323,9 +362,8 @@ impl Boards {
 
     /// Ends all boards.
     pub fn stop(&self) {
-        for hung in self.0.boards().drain().map(|(_, hung)| hung) {
-            hung.tasks.iter().for_each(AbortHandle::abort);
-        }
+        self.0.show.get().into_iter().for_each(AbortHandle::abort);
+        self.0.boards().drain().for_each(|(_, hung)| hung.keep.abort());
     }
 }
 
@@ -340,24 +378,24 @@ impl Hall {
         if !board.line().is_done() {
             return false;
         }
-        if let Some(hung) = boards.remove(&board.sale) {
-            // The other one is the caller, which ends by itself.
-            let [show, _] = hung.tasks;
-            show.abort();
-        }
+        boards.remove(&board.sale);
         true
     }
 
-    /// How the sale looks now, and the turn to show it. Who takes long to answer takes no turn meanwhile.
-    async fn look_in_turn(&self, sale: &str) -> (Result<Option<(Version, Shown)>, Failure>, Option<SemaphorePermit<'_>>) {
-        let mut looking = pin!(look(&self.runtime, sale, None));
-        let turn = self.turns.acquire().await.ok();
-        match timeout(LOOK_IN_TURN, &mut looking).await {
-            Ok(looked) => (looked, turn),
-            Err(_) => {
-                drop(turn);
-                let looked = looking.await;
-                (looked, self.turns.acquire().await.ok())
+    /// How the sale looks; `None` when that is of no use to anybody any more.
+    async fn look_at(&self, board: &Board) -> Option<(Version, Shown)> {
+        let mut failed = 0;
+        loop {
+            match look(&self.runtime, &board.sale, None).await {
+                Ok(looked) => return looked,
+                Err(failure) => {
+                    failed += 1;
+                    tracing::debug!(sale = %board.sale, %failure, "a watched flash sale does not say how it looks");
+                    sleep(Duration::from_millis(backoff_ms(failed).min(SECOND_MS).unsigned_abs())).await;
+                }
+            }
+            if !self.boards().contains_key(&board.sale) {
+                return None;
             }
         }
     }
@@ -366,55 +404,95 @@ impl Hall {
 struct Board {
     sale: String,
     topic: String,
-    pictures: watch::Sender<Option<(Version, Utf8Bytes)>>,
-    written: Arc<Written>,
+    picture: RwLock<Option<(Version, Utf8Bytes)>>,
+    /// The sale in the picture.
+    last: Mutex<String>,
+    /// Something was written, and the sale was not asked since.
+    is_due: AtomicBool,
+    is_asked: AtomicBool,
     line: Mutex<Line>,
 }
 
-/// Something was written, and the board has not asked since.
+/// The boards that are due, in the order in which they became so.
 #[derive(Default)]
-struct Written(Notify);
+struct Due {
+    boards: Mutex<VecDeque<Arc<Board>>>,
+    any: Notify,
+}
 
-impl Watcher for Written {
-    fn push(&self, _: &Arc<Pushed>) {
-        self.0.notify_one();
+impl Due {
+    fn boards(&self) -> MutexGuard<'_, VecDeque<Arc<Board>>> {
+        self.boards.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn add(&self, board: &Arc<Board>) {
+        if !board.is_due.swap(true, Ordering::AcqRel) {
+            self.boards().push_back(board.clone());
+            self.any.notify_one();
+        }
+    }
+
+    /// Those to be asked now. A sale that has not answered yet stays due.
+    fn take(&self, most: usize) -> Vec<Arc<Board>> {
+        let mut boards = self.boards();
+        let (asked, mut free): (VecDeque<_>, VecDeque<_>) =
+            boards.drain(..).partition(|board| board.is_asked.load(Ordering::Acquire));
+        let left = free.split_off(most.min(free.len()));
+        boards.extend(left.into_iter().chain(asked));
+        for board in &free {
+            board.is_asked.store(true, Ordering::Release);
+            board.is_due.store(false, Ordering::Release);
+        }
+        free.into()
     }
 }
 
-/// Shows the sale whenever it changed.
-async fn show(hall: Arc<Hall>, board: Arc<Board>) {
-    // Watch first, look afterwards: nothing can fall in between.
-    let _watch = hall.live.watch(EntityKey::new(FlashSale::KIND, &board.sale), board.written.clone());
-    let mut last = String::new();
-    let mut failed = 0;
-    loop {
-        let (looked, turn) = hall.look_in_turn(&board.sale).await;
-        let begun = Instant::now();
-        match looked {
-            Ok(Some((seq, shown))) => {
-                failed = 0;
-                let state = json(&board.sale, &shown);
-                if state != last
-                    && let Ok(raw) = RawValue::from_string(state.clone())
-                    && let Some(text) = (Frame::State { topic: &board.topic, seq, state: &raw }).text()
-                {
-                    last = state;
-                    board.pictures.send_replace(Some((seq, text)));
-                    hall.threads.are_through().await;
-                }
-            }
-            Ok(None) => {}
-            Err(failure) => {
-                drop(turn);
-                failed += 1;
-                tracing::debug!(sale = %board.sale, %failure, "a watched flash sale does not say how it looks");
-                sleep(Duration::from_millis(backoff_ms(failed).min(SECOND_MS).unsigned_abs())).await;
-                continue;
-            }
+struct Written {
+    due: Arc<Due>,
+    board: Arc<Board>,
+}
+
+impl Watcher for Written {
+    fn push(&self, _: &Arc<Pushed>) {
+        self.due.add(&self.board);
+    }
+}
+
+/// Shows whatever changed, round after round.
+async fn show(hall: Arc<Hall>) {
+    let mut looks = FuturesUnordered::new();
+    for round in 1_u64.. {
+        if looks.is_empty() && hall.due.boards().is_empty() {
+            hall.due.any.notified().await;
         }
-        drop(turn);
+        let begun = Instant::now();
+        let boards = hall.due.take(LOOKS_AT_ONCE - looks.len());
+        let mut awaited = boards.len();
+        looks.extend(boards.into_iter().map(|board| {
+            let hall = hall.clone();
+            async move { (round, hall.look_at(&board).await, board) }
+        }));
+        let mut looked = Vec::new();
+        while awaited > 0
+            && let Ok(Some(look)) = timeout_at(begun + LOOK_IN_ROUND, looks.next()).await
+        {
+            awaited -= usize::from(look.0 == round);
+            looked.push(look);
+        }
+        // Those of earlier rounds.
+        while let Some(Some(look)) = looks.next().now_or_never() {
+            looked.push(look);
+        }
+        let show = |(_, seen, board): (u64, Option<(Version, Shown)>, Arc<Board>)| {
+            board.is_asked.store(false, Ordering::Release);
+            let (seq, shown) = seen?;
+            board.show(seq, &shown).then_some(board)
+        };
+        // All pictures hang before the first bell is rung.
+        let changed: Vec<_> = looked.into_iter().filter_map(show).collect();
+        changed.iter().for_each(|board| board.line().ring_in(round));
+        hall.threads.are_through().await;
         sleep_until(begun + SHOW_EVERY).await;
-        board.written.0.notified().await;
     }
 }
 
@@ -440,8 +518,10 @@ impl Board {
         let topic = topic_name(&EntityKey::new(FlashSale::KIND, sale)).unwrap_or_default();
         Arc::new(Board {
             sale: sale.to_owned(),
-            pictures: watch::Sender::new(None),
-            written: Arc::default(),
+            picture: RwLock::default(),
+            last: Mutex::default(),
+            is_due: AtomicBool::new(false),
+            is_asked: AtomicBool::new(false),
             line: Mutex::new(Line { sale: sale.to_owned(), topic: topic.clone(), ..Line::default() }),
             topic,
         })
@@ -449,6 +529,21 @@ impl Board {
 
     fn line(&self) -> MutexGuard<'_, Line> {
         self.line.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether there is anything new to be seen.
+    fn show(&self, seq: Version, shown: &Shown) -> bool {
+        let state = json(&self.sale, shown);
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        if state != *last
+            && let Ok(raw) = RawValue::from_string(state.clone())
+            && let Some(text) = (Frame::State { topic: &self.topic, seq, state: &raw }).text()
+        {
+            *last = state;
+            *self.picture.write().unwrap_or_else(PoisonError::into_inner) = Some((seq, text));
+            return true;
+        }
+        false
     }
 
     async fn follow_line(&self, runtime: &Runtime) {
@@ -516,6 +611,7 @@ struct Line {
 struct OneWatcher {
     customer: Option<Customer>,
     tell: watch::Sender<Option<Utf8Bytes>>,
+    bell: Arc<Bell>,
 }
 
 /// A customer who watches here, in line or not.
@@ -541,11 +637,11 @@ impl Presence {
 }
 
 impl Line {
-    fn join(&mut self, customer: Option<(Customer, Status, Own)>) -> (u64, watch::Receiver<Option<Utf8Bytes>>) {
+    fn join(&mut self, customer: Option<(Customer, Status, Own)>, bell: Arc<Bell>) -> (u64, watch::Receiver<Option<Utf8Bytes>>) {
         let id = self.next;
         self.next += 1;
         let (tell, own) = watch::channel(None);
-        self.watchers.insert(id, OneWatcher { customer: customer.as_ref().map(|(customer, ..)| *customer), tell });
+        self.watchers.insert(id, OneWatcher { customer: customer.as_ref().map(|(customer, ..)| *customer), tell, bell });
         if let Some((customer, status, own)) = customer {
             self.from.get_or_insert((own.tickets_from, own.claims_from));
             if is_over(status) {
@@ -568,7 +664,10 @@ impl Line {
     }
 
     fn leave(&mut self, id: u64) {
-        let Some(OneWatcher { customer: Some(customer), .. }) = self.watchers.remove(&id) else { return };
+        let Some(OneWatcher { customer, tell, bell }) = self.watchers.remove(&id) else { return };
+        drop(tell);
+        bell.ring();
+        let Some(customer) = customer else { return };
         let Some(holder) = self.holders.get_mut(&customer) else { return };
         holder.watchers.retain(|watcher| *watcher != id);
         if !holder.watchers.is_empty() {
@@ -716,7 +815,12 @@ impl Line {
         let Some(text) = (Frame::Ticket { topic: &self.topic, standing }).text() else { return };
         for watcher in watchers.iter().filter_map(|id| self.watchers.get(id)) {
             watcher.tell.send_replace(Some(text.clone()));
+            watcher.bell.ring();
         }
+    }
+
+    fn ring_in(&self, round: u64) {
+        self.watchers.values().for_each(|watcher| watcher.bell.ring_in(round));
     }
 
     fn to_ask_from(&self) -> Option<(TicketNumber, ClaimNumber)> {

@@ -31,8 +31,8 @@ use actix::{
 };
 use actix_rt::{Arbiter, ArbiterHandle, System};
 use dashmap::DashMap;
-use futures_util::stream::{BoxStream, SelectAll, SplitSink};
-use futures_util::{FutureExt, SinkExt, StreamExt};
+use futures_util::stream::SplitSink;
+use futures_util::{SinkExt, StreamExt};
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
 use serde::{Deserialize, Serialize};
@@ -45,7 +45,7 @@ use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, WebSocketConfig
 use tokio_tungstenite::tungstenite::{Error as SocketError, Message as Frame, Utf8Bytes};
 
 use super::Runtime;
-use super::board::{Boards, Place, Seen, Threads, Told, Watching};
+use super::board::{Bell, Boards, Place, Seen, Threads, Watching};
 use super::credential::{Account, Credential, Gate, NotRecognised};
 use super::live::{Live, Pushed, Watch, Watcher, frames};
 use super::topic::{Admitted, Topic};
@@ -266,6 +266,8 @@ struct Session {
     topics: HashMap<EntityKey, Followed>,
     /// The flash sales that are watched.
     sales: HashMap<EntityKey, Place>,
+    /// Their boards'.
+    bell: Arc<Bell>,
     /// Under which something is followed: when one of them is signed out, the session is over.
     accounts: Vec<Arc<Account>>,
     /// Subscriptions whose access is being looked up.
@@ -367,7 +369,8 @@ impl Session {
         let (goodbye, closing) = oneshot::channel();
         let wants_room = Rc::new(std::cell::Cell::new(false));
         let session = ctx.address().downgrade();
-        actix_rt::spawn(write(sink, frames, closing, wants_room.clone(), session.clone()));
+        let bell = Arc::<Bell>::default();
+        actix_rt::spawn(write(sink, frames, bell.clone(), closing, wants_room.clone(), session.clone()));
         Session {
             id,
             house,
@@ -377,6 +380,7 @@ impl Session {
             goodbye: Some(goodbye),
             topics: HashMap::new(),
             sales: HashMap::new(),
+            bell,
             accounts: Vec::new(),
             admitting: 0,
             subscriptions: 0,
@@ -521,7 +525,7 @@ impl Session {
         }
         self.say(&Heard::Subscribed { topic: topic.name(), seq: version, after: seq }, ctx);
         if let Admitted::States(seen) = admitted {
-            let (watching, place) = self.house.boards.join(key.id(), seen, seq);
+            let (watching, place) = self.house.boards.join(key.id(), seen, seq, self.bell.clone());
             return match self.outbox.try_send(Out::Watch(watching)) {
                 Ok(()) => drop(self.sales.insert(key, place)),
                 Err(_) => self.close(CloseCode::Policy, "too slow: the answers were not read", ctx),
@@ -780,29 +784,35 @@ enum WriteError {
 async fn write(
     mut sink: SplitSink<Socket, Frame>,
     mut outbox: mpsc::Receiver<Out>,
+    bell: Arc<Bell>,
     mut closing: oneshot::Receiver<CloseFrame>,
     wants_room: Rc<std::cell::Cell<bool>>,
     session: WeakAddr<Session>,
 ) {
-    let mut boards: SelectAll<BoxStream<'static, Told>> = SelectAll::new();
+    let mut boards: Vec<Watching> = Vec::new();
     let goodbye = loop {
         let empty_once = async {
-            let shown = |told: Told| Out::Send(Frame::Text(told.text()));
             let mut next = tokio::select! {
                 biased;
-                out = outbox.recv() => out,
-                Some(told) = boards.next(), if !boards.is_empty() => Some(shown(told)),
+                out = outbox.recv() => match out {
+                    Some(out) => Some(out),
+                    None => return Ok(false),
+                },
+                () = bell.rung() => None,
             };
-            if next.is_none() {
-                return Ok(false);
-            }
-            while let Some(out) = next {
+            while let Some(out) = next.or_else(|| outbox.try_recv().ok()) {
                 match out {
                     Out::Send(frame) => in_time(sink.feed(frame)).await?,
-                    Out::Watch(watching) => boards.push(watching.into_stream().boxed()),
+                    Out::Watch(watching) => boards.push(watching),
                 }
-                next = outbox.try_recv().ok().or_else(|| boards.next().now_or_never().flatten().map(shown));
+                next = None;
             }
+            for board in &mut boards {
+                while let Some(told) = board.take() {
+                    in_time(sink.feed(Frame::Text(told.text()))).await?;
+                }
+            }
+            boards.retain(|board| !board.is_over());
             in_time(sink.flush()).await?;
             Ok::<bool, WriteError>(true)
         };

@@ -143,7 +143,7 @@ pub async fn sale_events(door: Arc<Door>, request: Request) -> Result<Answer, Pr
     let seen = board::admit(&door.runtime, id, &request.credential).await?.ok_or_else(Problem::not_found)?;
     // Whoever claims to have seen what is yet to come is shown what there is.
     let after = if after > seen.version { 0 } else { after };
-    let (watching, place) = door.sessions.boards().join(id, seen, after);
+    let (watching, place) = door.sessions.boards().join(id, seen, after, Arc::default());
     let watcher = SaleWatcher { watching, started: false, phase: door.watch_phase(), _place: place, _seat: seat };
     Ok(event_stream(sale_chunks(watcher)))
 }

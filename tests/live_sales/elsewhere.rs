@@ -78,7 +78,7 @@ impl Two {
 
     async fn watch(&self, sale: &str, token: &str) -> (Watching, Place) {
         let seen = admit(&self.b, sale, &guest(token)).await.unwrap().unwrap();
-        self.boards.join(sale, seen, 0)
+        self.boards.join(sale, seen, 0, Arc::default())
     }
 }
 

@@ -1,6 +1,7 @@
 //! What watchers of one node see.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::join_all;
@@ -256,7 +257,7 @@ async fn many_watch_one_sale_and_all_end_with_the_same_picture_also_the_slow_one
     // One who takes nothing until all is over.
     let boards = Boards::new(shop.runtime.clone(), Live::start(shop.runtime.journal().clone()), Threads::default());
     let seen = admit(&shop.runtime, &sale, &guest("slow")).await.unwrap().unwrap();
-    let (mut slow, place) = boards.join(&sale, seen, 0);
+    let (mut slow, place) = boards.join(&sale, seen, 0, Arc::default());
     for round in 0..20 {
         join_all((0..50).map(|number| {
             let token = format!("{round}-{number}");
