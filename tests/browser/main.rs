@@ -26,8 +26,8 @@ use souk::node::DataFolder;
 use souk::persistence::{Append, Embedded, EntityKey, Journal, Options, Position, Wake};
 use tempfile::TempDir;
 
-use haproxy::{Balancer, free_ports};
-use nats::Nats;
+use haproxy::Balancer;
+use nats::{Nats, free_ports};
 use node::{Node, souk, until};
 
 /// See `scenarios.mjs`.
@@ -257,6 +257,7 @@ scenarios! {
     a_vendor_ships_and_the_shopper_s_page_moves
     a_flash_sale_with_twenty_tabs
     an_operator_looks_at_the_cluster_and_at_an_entity_s_life
+    an_account_is_changed_and_left_by_its_holder
     every_page_is_accessible_from_a_phone_to_a_wall
     the_first_page_is_small
 }

@@ -15,8 +15,8 @@ use tokio::sync::watch;
 
 use crate::asking::Addresses;
 use crate::faults::{Fault, Shop, Sort};
-use crate::haproxy::{Balancer, free_ports};
-use crate::nats::Nats;
+use crate::haproxy::Balancer;
+use crate::nats::{Nats, free_ports};
 use crate::node::{DEADLINE, Node, souk};
 use crate::proxy::{Proxy, Way};
 use crate::wall_clock::WallClock;

@@ -23,4 +23,5 @@ mod servers;
 #[allow(dead_code)]
 mod support;
 
-use haproxy::{free_ports, shipped};
+use haproxy::shipped;
+use nats::free_ports;

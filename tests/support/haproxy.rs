@@ -1,7 +1,6 @@
 //! HAProxy in a process of its own, with the configuration that ships.
 
 use std::fs::File;
-use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
@@ -10,6 +9,7 @@ use std::time::{Duration, Instant};
 use souk::integrations::http_client::{Client, Limits, Origin};
 use tempfile::TempDir;
 
+use crate::nats::free_ports;
 use crate::node::{DEADLINE, until};
 
 const METRICS_PORT_AFTER: u16 = 1;
@@ -17,13 +17,6 @@ const LOOK: Duration = Duration::from_millis(10);
 
 pub fn shipped() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("cluster-config")
-}
-
-/// The first of ports that are free, all at these distances from it.
-pub fn free_ports(distances: &[u16]) -> u16 {
-    let free = |port: u16| TcpListener::bind(("127.0.0.1", port)).is_ok();
-    let mut tries = std::iter::repeat_with(|| fastrand::u16(20_000..60_000));
-    tries.by_ref().take(1_000).find(|first| distances.iter().all(|distance| free(first + distance))).unwrap()
 }
 
 /// HAProxy's program, from Debian's packages where it is missing and this may install it.

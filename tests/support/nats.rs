@@ -123,8 +123,12 @@ impl Drop for Process {
     }
 }
 
-fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+/// The first of ports that are free, all at these distances from it. None of those that Linux gives to connections: one of
+/// these could take the port of a server that is down for a moment.
+pub fn free_ports(distances: &[u16]) -> u16 {
+    let free = |port: u16| TcpListener::bind(("127.0.0.1", port)).is_ok();
+    let mut tries = std::iter::repeat_with(|| fastrand::u16(20_000..32_000));
+    tries.by_ref().take(1_000).find(|first| distances.iter().all(|distance| free(first + distance))).unwrap()
 }
 
 impl Nats {
@@ -139,12 +143,9 @@ impl Nats {
     /// Starts the servers and waits until JetStream answers.
     pub async fn start(options: NatsOptions) -> Nats {
         for attempt in 1.. {
-            let servers = (0..options.servers).map(|_| Server {
-                port: free_port(),
-                route_port: free_port(),
-                monitor_port: free_port(),
-                routes: None,
-                process: None,
+            let servers = (0..options.servers).map(|_| {
+                let port = free_ports(&[0, 1, 2]);
+                Server { port, route_port: port + 1, monitor_port: port + 2, routes: None, process: None }
             });
             let dir = tempfile::tempdir().unwrap();
             let mut nats = Nats { servers: servers.collect(), options: options.clone(), dir };
