@@ -836,11 +836,17 @@ impl Draft {
 }
 
 impl Contact {
-    /// The first field that is wrong, and why. What is sealed was checked before.
+    /// The fields that are wrong, and why. What is sealed was checked before.
+    pub fn wrong(&self, owner: &Owner) -> Vec<(String, String)> {
+        let Contact::Plain { email, shipping_address } = self else { return Vec::new() };
+        let email = check_email(owner, email.as_deref()).err().map(|message| ("/email".to_owned(), message.to_owned()));
+        let address = shipping_address.wrong().map(|(field, message)| (format!("/shipping_address/{field}"), message));
+        email.into_iter().chain(address).collect()
+    }
+
+    /// The first of them.
     pub fn check(&self, owner: &Owner) -> Result<(), (String, String)> {
-        let Contact::Plain { email, shipping_address } = self else { return Ok(()) };
-        check_email(owner, email.as_deref()).map_err(|message| ("/email".to_owned(), message.to_owned()))?;
-        shipping_address.check().map_err(|(field, message)| (format!("/shipping_address/{field}"), message))
+        self.wrong(owner).into_iter().next().map_or(Ok(()), Err)
     }
 }
 
@@ -848,7 +854,9 @@ impl Contact {
 fn check_email(owner: &Owner, email: Option<&str>) -> Result<(), &'static str> {
     match (email, owner) {
         (None, Owner::Guest { .. }) => Err("a guest must give one"),
-        (Some(email), _) if !email.contains('@') || email.chars().count() > Address::FIELD_CHARS_MAX => Err("is not an address"),
+        (Some(email), _) if !email.contains('@') || email.chars().count() > Address::FIELD_CHARS_MAX => {
+            Err("this cannot be an e-mail address")
+        }
         _ => Ok(()),
     }
 }
@@ -871,19 +879,15 @@ impl Line {
 impl Address {
     pub const FIELD_CHARS_MAX: usize = 255;
 
-    /// The first field that is wrong, and why.
-    fn check(&self) -> Result<(), (&'static str, String)> {
+    /// The fields that are wrong, and why.
+    fn wrong(&self) -> impl Iterator<Item = (&'static str, String)> {
         let needed = [("name", &self.name), ("line1", &self.line1), ("city", &self.city), ("postal_code", &self.postal_code)];
-        let optional = self.line2.as_ref().map(|line2| ("line2", line2));
-        for (field, text) in needed.into_iter().chain(optional) {
-            if text.trim().is_empty() || text.chars().count() > Self::FIELD_CHARS_MAX {
-                return Err((field, format!("must have 1 to {} characters", Self::FIELD_CHARS_MAX)));
-            }
-        }
-        if self.country.len() != 2 || !self.country.bytes().all(|byte| byte.is_ascii_uppercase()) {
-            return Err(("country", "must be the two upper-case letters of ISO 3166-1".to_owned()));
-        }
-        Ok(())
+        let texts = needed.into_iter().chain(self.line2.as_ref().map(|line2| ("line2", line2)));
+        let wrong = texts.filter(|(_, text)| text.trim().is_empty() || text.chars().count() > Self::FIELD_CHARS_MAX);
+        let country = self.country.len() != 2 || !self.country.bytes().all(|byte| byte.is_ascii_uppercase());
+        wrong
+            .map(|(field, _)| (field, format!("must have 1 to {} characters", Self::FIELD_CHARS_MAX)))
+            .chain(country.then(|| ("country", "must be the two upper-case letters of ISO 3166-1".to_owned())))
     }
 }
 

@@ -209,6 +209,9 @@ pub static PAGES: &[Route] = routes! {
     GET    "/signup"                                            Visit           account::sign_up;
     POST   "/signup"                                            Visit           account::signed_up, unlimited;
     GET    "/account"                                           Visit           account::account;
+    POST   "/account/leave"                                     Visit           account::leave, unlimited;
+    POST   "/account/{change}"                                  Visit           account::changed, unlimited;
+    POST   "/account/sessions/{id}"                             Visit           account::end_session, unlimited;
     GET    "/vendor"                                            Visit           vendor::home;
     POST   "/vendor/orders/{id}/ship"                           Visit           vendor::ship, unlimited;
     POST   "/vendor/orders/{id}/deliver"                        Visit           vendor::deliver, unlimited;

@@ -7,7 +7,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::identity::seals::{SealError, Vault};
-use super::problem::Problem;
+use super::problem::{FieldError, Problem};
 use super::{Door, users};
 use crate::actors::credential::{Credential, OPERATOR};
 use crate::domain::Timestamp;
@@ -67,7 +67,10 @@ pub async fn seal_contact(
         (given, _) => given,
     };
     let plain = Contact::Plain { email, shipping_address };
-    plain.check(owner).map_err(|(field, message)| Problem::invalid(&field, message))?;
+    let wrong: Vec<FieldError> = plain.wrong(owner).into_iter().map(|(field, message)| FieldError::new(field, message)).collect();
+    if !wrong.is_empty() {
+        return Err(Problem::bad_fields(wrong));
+    }
     reseal(door, key_of(credential, door.now()), &plain).await
 }
 

@@ -28,10 +28,10 @@ async function visitor(options = {}) {
   return page;
 }
 
-async function logIn(page, email) {
+async function logIn(page, email, password = PASSWORD) {
   await page.goto("/login");
   await page.getByLabel("E-mail address").fill(email);
-  await page.getByLabel("Password").fill(PASSWORD);
+  await page.getByLabel("Password").fill(password);
   await page.getByRole("main").getByRole("button", { name: "Log in" }).click();
   await page.getByRole("link", { name: "Account" }).waitFor();
 }
@@ -215,12 +215,13 @@ const scenarios = {
     const page = await visitor();
     await addToCart(page, "BAG-INDIGO");
     await page.getByRole("link", { name: "Check out" }).click();
-    await fillCheckout(page, { "Country (two letters)": "Morocco", "E-mail address": "ada@souk" });
+    await fillCheckout(page, { "Country (two letters)": "Morocco", "E-mail address": "ada", "Postal code": " " });
     await page.locator("form[action='/checkout']").evaluate((form) => (form.noValidate = true));
     await page.getByRole("button", { name: /^Pay/ }).click();
     const country = page.getByLabel("Country (two letters)", { exact: true });
     await page.locator("[aria-invalid='true']").first().waitFor();
     assert.equal(await country.getAttribute("aria-invalid"), "true");
+    assert.equal(await page.locator("[aria-invalid='true']").count(), 3, "all that is wrong is told at once");
     const error = page.locator(`#${await country.getAttribute("aria-describedby")}`);
     assert.ok((await error.innerText()).length > 5);
     assert.equal(await page.getByLabel("City").inputValue(), "Fez", "what was right is kept");
@@ -454,6 +455,59 @@ const scenarios = {
     await vendor.goto("/operator");
     await vendor.getByRole("heading", { level: 1 }).waitFor();
     assert.equal(await vendor.locator("#cluster").count(), 0);
+  },
+
+  async an_account_is_changed_and_left_by_its_holder() {
+    const [page, other] = [await visitor(), await visitor()];
+    const [email, password] = ["ibn@souk.test", "a caravan at dusk"];
+    await page.goto("/signup");
+    await page.getByLabel("Name").fill("Ibn");
+    await page.getByLabel("E-mail address").fill(email);
+    await page.getByLabel("Password").fill(password);
+    await page.getByRole("main").getByRole("button", { name: "Sign up" }).click();
+    await page.getByText("Welcome. Your account is there.").waitFor();
+    await logIn(other, email, password);
+    const change = async (name, fields) => {
+      for (const [label, value] of Object.entries(fields)) await page.getByRole("group", { name }).getByLabel(label).fill(value);
+      await page.getByRole("group", { name }).getByRole("button").click();
+    };
+    await change("Name", { Name: "Ibn Battuta" });
+    await page.getByText("Your name is changed.").waitFor();
+    assert.equal(await page.getByLabel("Name").inputValue(), "Ibn Battuta");
+    // What is wrong is told beside its field, and what was typed is kept unless it is a password.
+    await change("E-mail address", { "E-mail address": "battuta@souk.test", Password: "not this one" });
+    await page.getByRole("alert").waitFor();
+    const wrong = page.locator("[aria-invalid='true']");
+    assert.equal(await wrong.count(), 1);
+    assert.equal(await wrong.getAttribute("id"), "email_password");
+    assert.ok((await page.locator(`#${await wrong.getAttribute("aria-describedby")}`).innerText()).length > 5);
+    assert.equal(await page.getByLabel("E-mail address").inputValue(), "battuta@souk.test");
+    await assertAccessible(page, "an account with errors");
+    await change("E-mail address", { Password: password });
+    await page.getByText("Your e-mail address is changed.").waitFor();
+    await change("Password", { "Password until now": password, "New password": "short" });
+    await page.locator("#new_password[aria-invalid='true']").waitFor();
+    await change("Password", { "Password until now": password, "New password": "the desert at dawn" });
+    await page.getByText("Your password is changed.").waitFor();
+    // Whoever was logged in elsewhere is not any more, and comes back by the new address and password.
+    await other.goto("/account");
+    await other.getByRole("heading", { name: "Log in" }).waitFor();
+    await logIn(other, "battuta@souk.test", "the desert at dawn");
+    await page.goto("/account");
+    await shot(page, "account");
+    await page.getByRole("button", { name: "Log out there" }).click();
+    await page.getByText("You are logged out there.").waitFor();
+    await other.goto("/account");
+    await other.getByRole("heading", { name: "Log in" }).waitFor();
+    await page.getByRole("checkbox").check();
+    await page.getByRole("button", { name: "Delete the account" }).click();
+    await page.getByText("Your account is deleted.").waitFor();
+    await page.getByRole("link", { name: "Log in" }).waitFor();
+    const { status } = await fetch(`${url}/api/sessions`, {
+      method: "POST", headers: { "content-type": "application/json" },
+      body: JSON.stringify({ email: "battuta@souk.test", password: "the desert at dawn" }),
+    });
+    assert.equal(status, 401);
   },
 
   async what_was_set_aside_is_taken_back() {

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use maud::{Render, html};
+use maud::{Markup, Render, html};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use warp::http::StatusCode;
@@ -13,8 +13,10 @@ use super::super::problem::Problem;
 use super::super::request::{Query, Request};
 use super::api::Refused;
 use super::layout::{Field, Shell, when};
+use super::visit::Form;
 use super::{Failed, Page, shown};
 use crate::domain::Timestamp;
+use crate::integrations::http_client::percent_encoded;
 
 #[derive(Deserialize)]
 struct Me {
@@ -22,6 +24,20 @@ struct Me {
     name: String,
     roles: Vec<String>,
     created_at: Timestamp,
+}
+
+#[derive(Deserialize)]
+struct Sessions {
+    items: Vec<Session>,
+}
+
+#[derive(Deserialize)]
+struct Session {
+    id: String,
+    device: String,
+    opened_at: Timestamp,
+    used_at: Timestamp,
+    current: bool,
 }
 
 /// Where to go after a log-in: a page of ours.
@@ -89,17 +105,13 @@ pub async fn log_out(door: Arc<Door>, request: Request) -> Result<Answer, Proble
 
 fn sign_up_page(page: &mut Page, email: &str, name: &str, refused: Option<&Refused>) -> Result<Answer, Failed> {
     let fields = page.form_fields()?;
-    let wrong = |pointer: &str| {
-        let found = refused.and_then(|refused| refused.errors.iter().find(|wrong| wrong.pointer == pointer));
-        found.map(|wrong| wrong.message.clone())
-    };
     let input = |name, label, kind, value, fill| {
-        let wrong = wrong(&format!("/{name}"));
-        Field { name, label, kind, value, autocomplete: Some(fill), required: true, wrong: wrong.as_deref() }.render()
+        let wrong = refused.and_then(|refused| refused.wrong_at(&format!("/{name}")));
+        Field { name, label, kind, value, autocomplete: Some(fill), required: true, wrong }.render()
     };
     let content = html! {
         h1 { "Sign up" }
-        @if let Some(refused) = refused { p .error role="alert" { @if refused.errors.is_empty() { (refused.reason()) } @else { (refused.title) } } }
+        @if let Some(refused) = refused { p .error role="alert" { (refused.headline()) } }
         form method="post" action="/signup" {
             (fields)
             (input("name", "Name", "text", name, "name"))
@@ -136,21 +148,203 @@ pub async fn signed_up(door: Arc<Door>, request: Request) -> Result<Answer, Prob
     .await
 }
 
+/// What its holder can change of an account.
+struct Change {
+    /// In the paths of the page and of the API.
+    name: &'static str,
+    title: &'static str,
+    fields: &'static [ChangeField],
+    button: &'static str,
+    done: &'static str,
+}
+
+struct ChangeField {
+    name: &'static str,
+    label: &'static str,
+    kind: &'static str,
+    autocomplete: &'static str,
+    /// What the API calls it: two forms of one page ask for the same password.
+    member: &'static str,
+}
+
+impl ChangeField {
+    const fn new(
+        name: &'static str,
+        label: &'static str,
+        kind: &'static str,
+        autocomplete: &'static str,
+        member: &'static str,
+    ) -> Self {
+        ChangeField { name, label, kind, autocomplete, member }
+    }
+}
+
+const CHANGES: [Change; 3] = [
+    Change {
+        name: "name",
+        title: "Name",
+        fields: &[ChangeField::new("name", "Name", "text", "name", "name")],
+        button: "Change the name",
+        done: "Your name is changed.",
+    },
+    Change {
+        name: "email",
+        title: "E-mail address",
+        fields: &[
+            ChangeField::new("email", "E-mail address", "email", "username", "email"),
+            ChangeField::new("email_password", "Password", "password", "current-password", "current_password"),
+        ],
+        button: "Change the address",
+        done: "Your e-mail address is changed.",
+    },
+    Change {
+        name: "password",
+        title: "Password",
+        fields: &[
+            ChangeField::new("current_password", "Password until now", "password", "current-password", "current_password"),
+            ChangeField::new("new_password", "New password", "password", "new-password", "new_password"),
+        ],
+        button: "Change the password",
+        done: "Your password is changed. Everywhere else you are logged out.",
+    },
+];
+
+/// A change that was refused, and the form that asked for it.
+struct Tried<'a> {
+    change: &'a Change,
+    form: &'a Form,
+    refused: &'a Refused,
+}
+
+impl Change {
+    fn render(&self, me: &Me, fields: &Markup, tried: Option<&Tried<'_>>) -> Markup {
+        let tried = tried.filter(|tried| tried.change.name == self.name);
+        let value = |field: &ChangeField| match (tried, field.kind, field.name) {
+            (_, "password", _) => String::new(),
+            (Some(tried), _, name) => tried.form.get(name).to_owned(),
+            (None, _, "name") => me.name.clone(),
+            (None, ..) => me.email.clone(),
+        };
+        let wrong = |field: &ChangeField| tried?.refused.wrong_at(&format!("/{}", field.member));
+        html! {
+            form method="post" action=(format!("/account/{}", self.name)) {
+                (fields)
+                fieldset {
+                    legend { (self.title) }
+                    @if let Some(tried) = tried { p .error role="alert" { (tried.refused.headline()) } }
+                    @for field in self.fields {
+                        @let ChangeField { name, label, kind, autocomplete, .. } = *field;
+                        (Field { name, label, kind, value: &value(field), autocomplete: Some(autocomplete), required: true, wrong: wrong(field) })
+                    }
+                    button type="submit" { (self.button) }
+                }
+            }
+        }
+    }
+}
+
+async fn account_page(page: &mut Page, tried: Option<Tried<'_>>) -> Result<Answer, Failed> {
+    let me: Me = page.api().get("/api/users/me").await?;
+    let sessions: Sessions = page.api().get("/api/users/me/sessions").await?;
+    let fields = page.form_fields()?;
+    let change = |change: &Change| change.render(&me, &fields, tried.as_ref());
+    let [name, email, password] = &CHANGES;
+    let content = html! {
+        h1 { "Your account" }
+        p { @for role in &me.roles { span .badge { (role) } " " } "since " (when(&me.created_at)) ". " a href="/orders" { "Your orders" } }
+        div .split.even {
+            div { (change(name)) (change(email)) }
+            div { (change(password)) }
+        }
+        section {
+            h2 { "Where you are logged in" }
+            ul .lines {
+                @for session in &sessions.items {
+                    li .line.row {
+                        span { (session.device) " " span .from { "since " (when(&session.opened_at)) ", last seen " (when(&session.used_at)) } }
+                        @if session.current { span .badge { "here" } } @else {
+                            form method="post" action=(format!("/account/sessions/{}", percent_encoded(&session.id))) {
+                                (fields)
+                                button type="submit" { "Log out there" }
+                            }
+                        }
+                    }
+                }
+            }
+        }
+        section {
+            h2 { "Leaving" }
+            form method="post" action="/account/leave" {
+                (fields)
+                p .check {
+                    input #sure type="checkbox" name="sure" value="yes" required;
+                    label for="sure" { "Delete this account and what is known of me. It cannot be undone." }
+                }
+                button type="submit" { "Delete the account" }
+            }
+        }
+    };
+    let status = if tried.is_some() { StatusCode::UNPROCESSABLE_ENTITY } else { StatusCode::OK };
+    page.show_as(status, &Shell::plain("Your account"), &content)
+}
+
 /// `GET /account`
 pub async fn account(door: Arc<Door>, request: Request) -> Result<Answer, Problem> {
+    shown(door, request, async |page| account_page(page, None).await).await
+}
+
+/// `POST /account/{change}`
+pub async fn changed(door: Arc<Door>, request: Request) -> Result<Answer, Problem> {
     shown(door, request, async |page| {
-        let me: Me = page.api().get("/api/users/me").await?;
-        let content = html! {
-            h1 { "Your account" }
-            dl {
-                dt { "Name" } dd { (me.name) }
-                dt { "E-mail address" } dd { (me.email) }
-                dt { "Roles" } dd { (me.roles.join(", ")) }
-                dt { "Since" } dd { (when(&me.created_at)) }
-            }
-            p { a href="/orders" { "Your orders" } }
+        let change = CHANGES.iter().find(|change| change.name == page.param(0)).ok_or_else(Problem::not_found)?;
+        let form = page.form()?;
+        let text = |field: &ChangeField| match field.kind {
+            "password" => form.secret(field.name).to_owned(),
+            _ => form.get(field.name).to_owned(),
         };
-        page.show(&Shell::plain("Your account"), &content)
+        let body: Value = change.fields.iter().map(|field| (field.member, text(field))).collect();
+        let outcome: Result<(), Refused> = match change.name {
+            "name" => page.api().patch::<Value>("/api/users/me", &body).await.map(drop),
+            other => page.api().post::<Value>(&format!("/api/users/me/{other}"), form.get("key"), &body).await.map(drop),
+        };
+        match outcome {
+            Ok(()) => page.visit.say(change.done),
+            Err(refused) if refused.status < 500 && refused.status != 401 => {
+                return account_page(page, Some(Tried { change, form: &form, refused: &refused })).await;
+            }
+            Err(refused) => return Err(refused.into()),
+        }
+        page.go("/account")
+    })
+    .await
+}
+
+/// `POST /account/sessions/{id}`
+pub async fn end_session(door: Arc<Door>, request: Request) -> Result<Answer, Problem> {
+    shown(door, request, async |page| {
+        page.form()?;
+        let outcome = page.api().delete(&format!("/api/users/me/sessions/{}", percent_encoded(page.param(0)))).await;
+        page.tell(outcome, "You are logged out there.")?;
+        page.go("/account")
+    })
+    .await
+}
+
+/// `POST /account/leave`
+pub async fn leave(door: Arc<Door>, request: Request) -> Result<Answer, Problem> {
+    shown(door, request, async |page| {
+        if page.form()?.get("sure") != "yes" {
+            page.visit.say("Say first that you are sure.");
+            return page.go("/account");
+        }
+        let outcome = page.api().delete("/api/users/me").await;
+        let is_gone = outcome.is_ok();
+        page.tell(outcome, "Your account is deleted.")?;
+        if !is_gone {
+            return page.go("/account");
+        }
+        page.visit.log_out();
+        page.go("/")
     })
     .await
 }

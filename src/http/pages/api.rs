@@ -59,8 +59,23 @@ impl Refused {
 
     /// Why, in a sentence.
     pub fn reason(&self) -> String {
-        let wrong = self.errors.iter().map(|wrong| wrong.message.as_str());
-        [self.title.as_str()].into_iter().chain(self.detail.as_deref()).chain(wrong).collect::<Vec<_>>().join(" ")
+        let wrong = self.errors.iter().map(|wrong| format!("{}: {}.", wrong.pointer.trim_start_matches('/'), wrong.message));
+        std::iter::once(self.headline()).chain(wrong).collect::<Vec<_>>().join(" ")
+    }
+
+    /// What is wrong with a field.
+    pub fn wrong_at(&self, pointer: &str) -> Option<&str> {
+        self.errors.iter().find(|wrong| wrong.pointer == pointer).map(|wrong| wrong.message.as_str())
+    }
+
+    /// The same where a form's fields say the rest.
+    pub fn headline(&self) -> String {
+        match &self.detail {
+            // Who filled in a form knows of no body.
+            _ if self.is("invalid-body") && !self.errors.is_empty() => "Not all of this can be right.".to_owned(),
+            Some(detail) if self.errors.is_empty() => format!("{} {detail}", self.title),
+            _ => self.title.clone(),
+        }
     }
 
     fn unreadable(why: &dyn std::fmt::Display) -> Self {

@@ -217,7 +217,14 @@ fn limits(page: &Page) -> Markup {
     html! {
         section aria-labelledby="limits-title" {
             h2 #limits-title { "Limits of one caller at each node" }
-            dl .figures { @for (name, quota) in &rows { div { dt { (name) } dd { @if quota == "0" { "none" } @else { (quota) } } } } }
+            dl .figures {
+                @for (name, quota) in &rows {
+                    div {
+                        dt { (name) }
+                        dd { @if let Some((rate, burst)) = quota.split_once(':') { (rate) " " small .from { (burst) " at once" } } @else { "none" } }
+                    }
+                }
+            }
         }
     }
 }

@@ -11,7 +11,7 @@ use super::super::Door;
 use super::super::answer::Answer;
 use super::super::problem::Problem;
 use super::super::request::{Query, Request};
-use super::api::{Refused, Wrong};
+use super::api::Refused;
 use super::layout::{Field, Shell, countdown, when};
 use super::sales::{self, Sale};
 use super::tile::{sign, tile};
@@ -523,14 +523,12 @@ fn checkout_form(
     fields: &Markup,
     purchase: &Purchase,
     value: &dyn Fn(&str) -> String,
-    wrong: &[Wrong],
-    why: Option<&str>,
+    refused: Option<&Refused>,
 ) -> Markup {
     let now = page.door.now();
-    let wrong_at = |pointer: &str| wrong.iter().find(|wrong| wrong.pointer == pointer).map(|wrong| wrong.message.as_str());
     html! {
         h1 { "Checkout" }
-        @if let Some(why) = why { p .error role="alert" { (why) } }
+        @if let Some(refused) = refused { p .error role="alert" { (refused.headline()) } }
         div .split {
         section .panel aria-labelledby="what" {
             h2 #what { "What you buy" }
@@ -548,7 +546,8 @@ fn checkout_form(
             fieldset {
                 legend { "Where it goes" }
                 @for (name, label, fill, pointer) in CHECKOUT {
-                    (Field { autocomplete: Some(fill), required: name != "line2", ..field(name, label, &value(name), wrong_at(pointer)) })
+                    @let wrong = refused.and_then(|refused| refused.wrong_at(pointer));
+                    (Field { autocomplete: Some(fill), required: name != "line2", ..field(name, label, &value(name), wrong) })
                 }
             }
             fieldset {
@@ -585,7 +584,7 @@ pub async fn checkout(door: Arc<Door>, request: Request) -> Result<Answer, Probl
             ("country", _) => "MA".into(),
             _ => String::new(),
         };
-        let content = checkout_form(page, &fields, &purchase, &known, &[], None);
+        let content = checkout_form(page, &fields, &purchase, &known, None);
         page.show(&Shell::live("Checkout", "cart.js"), &content)
     })
     .await
@@ -637,8 +636,7 @@ pub async fn check_out(door: Arc<Door>, request: Request) -> Result<Answer, Prob
             Err(refused) => return Err(refused.into()),
         };
         let fields = page.form_fields()?;
-        let why = if refused.errors.is_empty() { refused.reason() } else { refused.title.clone() };
-        let content = checkout_form(page, &fields, &purchase, &|name| form.get(name).to_owned(), &refused.errors, Some(&why));
+        let content = checkout_form(page, &fields, &purchase, &|name| form.get(name).to_owned(), Some(&refused));
         page.show_as(StatusCode::UNPROCESSABLE_ENTITY, &Shell::live("Checkout", "cart.js"), &content)
     })
     .await
