@@ -808,7 +808,8 @@ async fn write(
                 next = None;
             }
             for board in &mut boards {
-                while let Some(told) = board.take() {
+                // A place and a picture: what comes meanwhile rings again.
+                for told in [board.take(), board.take()].into_iter().flatten() {
                     in_time(sink.feed(Frame::Text(told.text()))).await?;
                 }
             }
