@@ -292,7 +292,7 @@ impl Watching {
             return Some(Told::Ticket { text });
         }
         let picture = self.board.picture.read().unwrap_or_else(PoisonError::into_inner);
-        let (seq, text) = picture.as_ref().filter(|(seq, _)| *seq > self.seq)?;
+        let Picture { seq, text, .. } = picture.as_ref().filter(|picture| picture.seq > self.seq)?;
         self.seq = *seq;
         Some(Told::State { seq: *seq, text: text.clone() })
     }
@@ -346,8 +346,6 @@ impl Boards {
         // While the board cannot be taken down.
         let (id, own) = board.line().join(seen.customer, bell.clone());
         drop(boards);
-        // There may be a picture already.
-        bell.ring();
         (Watching { board: board.clone(), own, bell, seq: after }, Place { board, id })
     }
 
@@ -404,13 +402,20 @@ impl Hall {
 struct Board {
     sale: String,
     topic: String,
-    picture: RwLock<Option<(Version, Utf8Bytes)>>,
-    /// The sale in the picture.
-    last: Mutex<String>,
+    picture: RwLock<Option<Picture>>,
     /// Something was written, and the sale was not asked since.
     is_due: AtomicBool,
     is_asked: AtomicBool,
     line: Mutex<Line>,
+}
+
+/// How the sale looked at a version.
+struct Picture {
+    seq: Version,
+    /// In JSON.
+    state: String,
+    /// The same as watchers are told it.
+    text: Utf8Bytes,
 }
 
 /// The boards that are due, in the order in which they became so.
@@ -483,13 +488,14 @@ async fn show(hall: Arc<Hall>) {
         while let Some(Some(look)) = looks.next().now_or_never() {
             looked.push(look);
         }
-        let show = |(_, seen, board): (u64, Option<(Version, Shown)>, Arc<Board>)| {
-            board.is_asked.store(false, Ordering::Release);
-            let (seq, shown) = seen?;
-            board.show(seq, &shown).then_some(board)
-        };
         // All pictures hang before the first bell is rung.
-        let changed: Vec<_> = looked.into_iter().filter_map(show).collect();
+        let mut changed = Vec::new();
+        for (_, seen, board) in looked {
+            board.is_asked.store(false, Ordering::Release);
+            if seen.is_some_and(|(seq, shown)| board.show(seq, &shown)) {
+                changed.push(board);
+            }
+        }
         changed.iter().for_each(|board| board.line().ring_in(round));
         hall.threads.are_through().await;
         sleep_until(begun + SHOW_EVERY).await;
@@ -519,7 +525,6 @@ impl Board {
         Arc::new(Board {
             sale: sale.to_owned(),
             picture: RwLock::default(),
-            last: Mutex::default(),
             is_due: AtomicBool::new(false),
             is_asked: AtomicBool::new(false),
             line: Mutex::new(Line { sale: sale.to_owned(), topic: topic.clone(), ..Line::default() }),
@@ -534,13 +539,12 @@ impl Board {
     /// Whether there is anything new to be seen.
     fn show(&self, seq: Version, shown: &Shown) -> bool {
         let state = json(&self.sale, shown);
-        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        if state != *last
+        let mut picture = self.picture.write().unwrap_or_else(PoisonError::into_inner);
+        if picture.as_ref().is_none_or(|picture| picture.state != state)
             && let Ok(raw) = RawValue::from_string(state.clone())
             && let Some(text) = (Frame::State { topic: &self.topic, seq, state: &raw }).text()
         {
-            *last = state;
-            *self.picture.write().unwrap_or_else(PoisonError::into_inner) = Some((seq, text));
+            *picture = Some(Picture { seq, state, text });
             return true;
         }
         false

@@ -800,12 +800,12 @@ async fn write(
                 },
                 () = bell.rung() => None,
             };
-            while let Some(out) = next.or_else(|| outbox.try_recv().ok()) {
+            while let Some(out) = next {
                 match out {
                     Out::Send(frame) => in_time(sink.feed(frame)).await?,
                     Out::Watch(watching) => boards.push(watching),
                 }
-                next = None;
+                next = outbox.try_recv().ok();
             }
             for board in &mut boards {
                 // A place and a picture: what comes meanwhile rings again.

@@ -107,7 +107,7 @@ fn sign_up_page(page: &mut Page, email: &str, name: &str, refused: Option<&Refus
     let fields = page.form_fields()?;
     let input = |name, label, kind, value, fill| {
         let wrong = refused.and_then(|refused| refused.wrong_at(&format!("/{name}")));
-        Field { name, label, kind, value, autocomplete: Some(fill), required: true, wrong }.render()
+        Field { value, wrong, ..Field::required(name, label, kind, fill) }.render()
     };
     let content = html! {
         h1 { "Sign up" }
@@ -153,37 +153,17 @@ struct Change {
     /// In the paths of the page and of the API.
     name: &'static str,
     title: &'static str,
-    fields: &'static [ChangeField],
+    /// With what the API calls each: two forms of one page ask for the same password.
+    fields: &'static [(Field<'static>, &'static str)],
     button: &'static str,
     done: &'static str,
-}
-
-struct ChangeField {
-    name: &'static str,
-    label: &'static str,
-    kind: &'static str,
-    autocomplete: &'static str,
-    /// What the API calls it: two forms of one page ask for the same password.
-    member: &'static str,
-}
-
-impl ChangeField {
-    const fn new(
-        name: &'static str,
-        label: &'static str,
-        kind: &'static str,
-        autocomplete: &'static str,
-        member: &'static str,
-    ) -> Self {
-        ChangeField { name, label, kind, autocomplete, member }
-    }
 }
 
 const CHANGES: [Change; 3] = [
     Change {
         name: "name",
         title: "Name",
-        fields: &[ChangeField::new("name", "Name", "text", "name", "name")],
+        fields: &[(Field::required("name", "Name", "text", "name"), "name")],
         button: "Change the name",
         done: "Your name is changed.",
     },
@@ -191,8 +171,8 @@ const CHANGES: [Change; 3] = [
         name: "email",
         title: "E-mail address",
         fields: &[
-            ChangeField::new("email", "E-mail address", "email", "username", "email"),
-            ChangeField::new("email_password", "Password", "password", "current-password", "current_password"),
+            (Field::required("email", "E-mail address", "email", "username"), "email"),
+            (Field::required("email_password", "Password", "password", "current-password"), "current_password"),
         ],
         button: "Change the address",
         done: "Your e-mail address is changed.",
@@ -201,8 +181,8 @@ const CHANGES: [Change; 3] = [
         name: "password",
         title: "Password",
         fields: &[
-            ChangeField::new("current_password", "Password until now", "password", "current-password", "current_password"),
-            ChangeField::new("new_password", "New password", "password", "new-password", "new_password"),
+            (Field::required("current_password", "Password until now", "password", "current-password"), "current_password"),
+            (Field::required("new_password", "New password", "password", "new-password"), "new_password"),
         ],
         button: "Change the password",
         done: "Your password is changed. Everywhere else you are logged out.",
@@ -219,22 +199,21 @@ struct Tried<'a> {
 impl Change {
     fn render(&self, me: &Me, fields: &Markup, tried: Option<&Tried<'_>>) -> Markup {
         let tried = tried.filter(|tried| tried.change.name == self.name);
-        let value = |field: &ChangeField| match (tried, field.kind, field.name) {
+        let value = |field: &Field<'_>| match (tried, field.kind, field.name) {
             (_, "password", _) => String::new(),
             (Some(tried), _, name) => tried.form.get(name).to_owned(),
             (None, _, "name") => me.name.clone(),
             (None, ..) => me.email.clone(),
         };
-        let wrong = |field: &ChangeField| tried?.refused.wrong_at(&format!("/{}", field.member));
+        let wrong = |member: &str| tried?.refused.wrong_at(&format!("/{member}"));
         html! {
             form method="post" action=(format!("/account/{}", self.name)) {
                 (fields)
                 fieldset {
                     legend { (self.title) }
                     @if let Some(tried) = tried { p .error role="alert" { (tried.refused.headline()) } }
-                    @for field in self.fields {
-                        @let ChangeField { name, label, kind, autocomplete, .. } = *field;
-                        (Field { name, label, kind, value: &value(field), autocomplete: Some(autocomplete), required: true, wrong: wrong(field) })
+                    @for (field, member) in self.fields {
+                        (Field { value: &value(field), wrong: wrong(member), ..*field })
                     }
                     button type="submit" { (self.button) }
                 }
@@ -298,18 +277,18 @@ pub async fn changed(door: Arc<Door>, request: Request) -> Result<Answer, Proble
     shown(door, request, async |page| {
         let change = CHANGES.iter().find(|change| change.name == page.param(0)).ok_or_else(Problem::not_found)?;
         let form = page.form()?;
-        let text = |field: &ChangeField| match field.kind {
+        let text = |field: &Field<'_>| match field.kind {
             "password" => form.secret(field.name).to_owned(),
             _ => form.get(field.name).to_owned(),
         };
-        let body: Value = change.fields.iter().map(|field| (field.member, text(field))).collect();
+        let body: Value = change.fields.iter().map(|(field, member)| (*member, text(field))).collect();
         let outcome: Result<(), Refused> = match change.name {
             "name" => page.api().patch::<Value>("/api/users/me", &body).await.map(drop),
             other => page.api().post::<Value>(&format!("/api/users/me/{other}"), form.get("key"), &body).await.map(drop),
         };
         match outcome {
             Ok(()) => page.visit.say(change.done),
-            Err(refused) if refused.status < 500 && refused.status != 401 => {
+            Err(refused) if refused.can_be_mended() => {
                 return account_page(page, Some(Tried { change, form: &form, refused: &refused })).await;
             }
             Err(refused) => return Err(refused.into()),
@@ -338,13 +317,13 @@ pub async fn leave(door: Arc<Door>, request: Request) -> Result<Answer, Problem>
             return page.go("/account");
         }
         let outcome = page.api().delete("/api/users/me").await;
-        let is_gone = outcome.is_ok();
-        page.tell(outcome, "Your account is deleted.")?;
-        if !is_gone {
-            return page.go("/account");
+        let mut to = "/account";
+        if outcome.is_ok() {
+            page.visit.log_out();
+            to = "/";
         }
-        page.visit.log_out();
-        page.go("/")
+        page.tell(outcome, "Your account is deleted.")?;
+        page.go(to)
     })
     .await
 }

@@ -63,11 +63,6 @@ impl Refused {
         std::iter::once(self.headline()).chain(wrong).collect::<Vec<_>>().join(" ")
     }
 
-    /// What is wrong with a field.
-    pub fn wrong_at(&self, pointer: &str) -> Option<&str> {
-        self.errors.iter().find(|wrong| wrong.pointer == pointer).map(|wrong| wrong.message.as_str())
-    }
-
     /// The same where a form's fields say the rest.
     pub fn headline(&self) -> String {
         match &self.detail {
@@ -76,6 +71,16 @@ impl Refused {
             Some(detail) if self.errors.is_empty() => format!("{} {detail}", self.title),
             _ => self.title.clone(),
         }
+    }
+
+    /// What is wrong with a field.
+    pub fn wrong_at(&self, pointer: &str) -> Option<&str> {
+        self.errors.iter().find(|wrong| wrong.pointer == pointer).map(|wrong| wrong.message.as_str())
+    }
+
+    /// Whether whoever asked can do something about it here, and not only by logging in.
+    pub fn can_be_mended(&self) -> bool {
+        self.status < 500 && self.status != 401
     }
 
     fn unreadable(why: &dyn std::fmt::Display) -> Self {

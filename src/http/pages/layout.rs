@@ -51,6 +51,7 @@ pub fn tabs(label: &str, places: &[(&str, &str)], here: &str) -> Markup {
 }
 
 /// A field of a form, with its label, and what is wrong with it beside it.
+#[derive(Clone, Copy)]
 pub struct Field<'a> {
     pub name: &'a str,
     pub label: &'a str,
@@ -60,6 +61,13 @@ pub struct Field<'a> {
     pub autocomplete: Option<&'a str>,
     pub required: bool,
     pub wrong: Option<&'a str>,
+}
+
+impl<'a> Field<'a> {
+    /// One to be filled in, and empty.
+    pub const fn required(name: &'a str, label: &'a str, kind: &'static str, autocomplete: &'a str) -> Self {
+        Field { name, label, kind, value: "", autocomplete: Some(autocomplete), required: true, wrong: None }
+    }
 }
 
 impl Render for Field<'_> {

@@ -121,10 +121,10 @@ impl Page {
     }
 
     /// Tells on the next page what came of something.
-    pub fn tell(&mut self, outcome: Result<(), Refused>, done: &str) -> Result<(), Failed> {
+    pub fn tell<T>(&mut self, outcome: Result<T, Refused>, done: &str) -> Result<(), Failed> {
         match outcome {
-            Ok(()) => self.visit.say(done),
-            Err(refused) if refused.status < 500 && refused.status != 401 => self.visit.say(&refused.reason()),
+            Ok(_) => self.visit.say(done),
+            Err(refused) if refused.can_be_mended() => self.visit.say(&refused.reason()),
             Err(refused) => return Err(refused.into()),
         }
         Ok(())

@@ -239,7 +239,7 @@ pub async fn release(door: Arc<Door>, request: Request) -> Result<Answer, Proble
         let form = page.form()?;
         let path =
             format!("/api/cluster/set-aside/{}/{}/release", percent_encoded(form.get("kind")), percent_encoded(form.get("id")));
-        let outcome = page.api().post::<Value>(&path, form.get("key"), &json!({})).await.map(drop);
+        let outcome = page.api().post::<Value>(&path, form.get("key"), &json!({})).await;
         page.tell(outcome, "It is taken back.")?;
         page.go("/operator")
     })
@@ -363,7 +363,7 @@ pub async fn tune(door: Arc<Door>, request: Request) -> Result<Answer, Problem> 
         let rate = if form.get("rate").is_empty() { Value::Null } else { form.number("rate") };
         let body = json!({ "admissions_per_second": rate, "challenge_bits": form.number("bits") });
         let path = format!("/api/flash-sales/{}", page.param(0));
-        let outcome = page.api().patch::<Value>(&path, &body).await.map(drop);
+        let outcome = page.api().patch::<Value>(&path, &body).await;
         page.tell(outcome, "It is set.")?;
         page.go("/operator/sales")
     })

@@ -279,7 +279,7 @@ async fn act(page: &mut Page, path: &str, body: &Value, done: &str) -> Result<An
     let form = page.form()?;
     let here = format!("/sales/{}", page.param(0));
     let path = format!("/api/flash-sales/{}/{path}", page.param(0));
-    let outcome = page.api().post::<Value>(&path, form.get("key"), body).await.map(drop);
+    let outcome = page.api().post::<Value>(&path, form.get("key"), body).await;
     page.tell(outcome, done)?;
     page.go(&here)
 }
@@ -298,7 +298,7 @@ pub async fn claim(door: Arc<Door>, request: Request) -> Result<Answer, Problem>
         if let Ok(Granted { content: Answered { id: Some(claim) }, .. }) = &answered {
             return page.go(&format!("/checkout?claim={claim}"));
         }
-        page.tell(answered.map(drop), "You are in line.")?;
+        page.tell(answered, "You are in line.")?;
         page.go(&here)
     })
     .await

@@ -227,7 +227,7 @@ pub async fn ship(door: Arc<Door>, request: Request) -> Result<Answer, Problem> 
             body["tracking_number"] = form.get("tracking_number").into();
         }
         let path = format!("/api/orders/{}/shipments", page.param(0));
-        let outcome = page.api().post::<Value>(&path, form.get("key"), &body).await.map(drop);
+        let outcome = page.api().post::<Value>(&path, form.get("key"), &body).await;
         page.tell(outcome, "It is on its way.")?;
         page.go("/vendor")
     })
@@ -239,7 +239,7 @@ pub async fn deliver(door: Arc<Door>, request: Request) -> Result<Answer, Proble
     shown(door, request, async |page| {
         let form = page.form()?;
         let path = format!("/api/orders/{}/delivery", page.param(0));
-        let outcome = page.api().post::<Value>(&path, form.get("key"), &json!({})).await.map(drop);
+        let outcome = page.api().post::<Value>(&path, form.get("key"), &json!({})).await;
         page.tell(outcome, "It has arrived.")?;
         page.go("/vendor")
     })
@@ -312,7 +312,7 @@ pub async fn adjust(door: Arc<Door>, request: Request) -> Result<Answer, Problem
         let form = page.form()?;
         let path = format!("/api/inventory/{}/adjustments", percent_encoded(page.param(0)));
         let body = json!({ "delta": form.number("delta"), "reason": "by its vendor" });
-        let outcome = page.api().post::<Value>(&path, form.get("key"), &body).await.map(drop);
+        let outcome = page.api().post::<Value>(&path, form.get("key"), &body).await;
         page.tell(outcome, "The stock is adjusted.")?;
         page.go("/vendor/products")
     })
@@ -325,7 +325,7 @@ pub async fn low_from(door: Arc<Door>, request: Request) -> Result<Answer, Probl
         let form = page.form()?;
         let path = format!("/api/inventory/{}", percent_encoded(page.param(0)));
         let body = json!({ "low_stock_threshold": form.number("threshold") });
-        let outcome = page.api().patch::<Value>(&path, &body).await.map(drop);
+        let outcome = page.api().patch::<Value>(&path, &body).await;
         page.tell(outcome, "It is set.")?;
         page.go("/vendor/products")
     })
@@ -377,7 +377,7 @@ pub async fn new_sale(door: Arc<Door>, request: Request) -> Result<Answer, Probl
             "quantity": form.number("quantity"), "per_customer_limit": form.number("limit"),
             "starts_at": form.get("starts_at"), "ends_at": form.get("ends_at"), "guests": form.get("guests") == "true",
         });
-        let outcome = page.api().post::<Value>("/api/flash-sales", form.get("key"), &body).await.map(drop);
+        let outcome = page.api().post::<Value>("/api/flash-sales", form.get("key"), &body).await;
         page.tell(outcome, "It is proposed.")?;
         page.go("/vendor/sales")
     })
@@ -426,7 +426,7 @@ pub async fn act(door: Arc<Door>, request: Request) -> Result<Answer, Problem> {
             return Err(Problem::not_found().into());
         }
         let path = format!("/api/flash-sales/{sale}/{act}");
-        let outcome = page.api().post::<Value>(&path, form.get("key"), &json!({})).await.map(drop);
+        let outcome = page.api().post::<Value>(&path, form.get("key"), &json!({})).await;
         page.tell(outcome, "Done.")?;
         page.go(&format!("/vendor/sales/{sale}"))
     })
