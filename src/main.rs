@@ -34,7 +34,7 @@ use souk::persistence::nats_args::{DemandArgs, NatsArgs};
 use souk::persistence::{Embedded, OpenError, Options, Position};
 use souk::rehearse::RehearseArgs;
 use souk::{actors, demo, http};
-use tracing_subscriber::filter::{EnvFilter, Targets};
+use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::{Layer, SubscriberExt};
 use tracing_subscriber::util::SubscriberInitExt;
 
@@ -393,7 +393,9 @@ fn failed(error: &dyn std::error::Error) -> ExitCode {
 fn listen(format: LogFormat, serving: Option<&ServeArgs>) -> Result<Option<Exporter>, Failed> {
     // The store below the journal tells of its own housekeeping at this level.
     let default = if serving.is_some() { "info,fjall=warn,lsm_tree=warn" } else { "warn" };
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| default.into());
+    // Not an `EnvFilter`, which has to be asked at each span's every step.
+    let filter = std::env::var("RUST_LOG").ok().filter(|said| !said.is_empty());
+    let filter: Targets = filter.as_deref().unwrap_or(default).parse().map_err(|error| format!("RUST_LOG: {error}"))?;
     // Colours are for a person who looks; to format them costs each request something.
     let colours = io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
     let log = tracing_subscriber::fmt::layer().with_writer(io::stderr).with_ansi(colours);

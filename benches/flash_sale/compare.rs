@@ -30,6 +30,9 @@ pub struct Others {
 
 const ROUNDS: usize = 3;
 const CONNECTIONS: usize = 64;
+/// A node whose requests are worked on by one thread, as in Redis: where there are two cores, the other one is the load's and
+/// the journal's.
+const ONE_WORKER: [(&str, &str); 1] = [("TOKIO_WORKER_THREADS", "1")];
 /// Callers of a sale in the same process.
 const CALLERS: usize = 1_024;
 /// Every so many attempts there is one more of a buyer who has been here.
@@ -52,7 +55,7 @@ trait Counter {
 
 pub fn run(tokio: &tokio::runtime::Runtime, others: &Others) {
     let load = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let (bare, souk) = (Bare::start(), Served::start());
+    let (bare, souk, alone) = (Bare::start(), Served::start(&[]), Served::start(&ONE_WORKER));
     let buyers = others.buyers;
     println!("{buyers} buyers, {CONNECTIONS} connections each ({CALLERS} callers in process), {ROUNDS} rounds in turns");
     let mut results: Vec<(&str, Vec<Round>)> = [
@@ -60,6 +63,7 @@ pub fn run(tokio: &tokio::runtime::Runtime, others: &Others) {
         "Redis, AOF always",
         "Redis, AOF everysec",
         "Souk over HTTP",
+        "Souk over HTTP, one worker",
         "a bare warp route",
         "Souk in process",
     ]
@@ -72,7 +76,8 @@ pub fn run(tokio: &tokio::runtime::Runtime, others: &Others) {
                 1 => load.block_on(redis(others.redis_always, buyers)),
                 2 => load.block_on(redis(others.redis_everysec, buyers)),
                 3 => load.block_on(souk.sell(buyers)),
-                4 => load.block_on(bare.answer(buyers)),
+                4 => load.block_on(alone.sell(buyers)),
+                5 => load.block_on(bare.answer(buyers)),
                 _ => tokio.block_on(in_process(buyers)),
             };
             println!("  round {number}: {name}: {:.0}/s", round.rate());
@@ -99,14 +104,14 @@ pub fn run(tokio: &tokio::runtime::Runtime, others: &Others) {
 /// Souk over HTTP by itself, with what the node's processor does for one claim: that depends less on who else uses the machine.
 pub fn over_http(buyers: u64) {
     let load = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let souk = Served::start();
-    for _ in 0..ROUNDS {
+    let nodes = [("", Served::start(&[])), (" by one worker", Served::start(&ONE_WORKER))];
+    for (how, souk) in nodes.iter().cycle().take(ROUNDS * nodes.len()) {
         let before = sale::processor(souk.serving.0.id());
         let round = load.block_on(souk.sell(buyers));
         let (user, kernel) = sale::processor(souk.serving.0.id());
         let each = |now: Duration, before: Duration| (now - before) / u32::try_from(buyers).unwrap();
         println!(
-            "{:.0} claims/s, p50 {:.2?}, p99 {:.2?}; the node works {:.1?} for each, and the kernel {:.1?} for it",
+            "{:.0} claims/s{how}, p50 {:.2?}, p99 {:.2?}; the node works {:.1?} for each, and the kernel {:.1?} for it",
             round.rate(),
             round.wait(0.5),
             round.wait(0.99),
@@ -403,10 +408,12 @@ struct Made {
 }
 
 impl Served {
-    fn start() -> Served {
+    /// With this added to its environment.
+    fn start(environment: &[(&str, &str)]) -> Served {
         let data = tempfile::tempdir().unwrap();
         let mut serve = Program::new(env!("CARGO_BIN_EXE_souk"));
         serve.args(["serve", "--no-limits", "--listen", "127.0.0.1:0", "--data"]).arg(data.path());
+        serve.envs(environment.iter().copied());
         let serving = Serving(serve.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap());
         let (address, until) = (data.path().join("address"), Instant::now() + START_WITHIN);
         loop {

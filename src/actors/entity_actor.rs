@@ -2,7 +2,7 @@
 //!
 //! Commands are decided against the speculative state (all that was accepted so far) and their events queue up in
 //! `pending`. One write is in flight at a time; when it lands, all that is pending goes out as the next. Callers travel
-//! with their write and are answered by the journal's writer. If a write fails, everybody in it and behind it hears so,
+//! with their write and are answered as soon as it is durable. If a write fails, everybody in it and behind it hears so,
 //! the speculative state is dropped and the entity comes back from the journal.
 
 use std::collections::{BTreeMap, HashMap};
@@ -80,6 +80,8 @@ pub enum Message<E: Entity> {
     Newest(Position, Confirmed),
     /// It belongs to another node now, or this node is going: it leaves as soon as nothing is under way.
     HandOver,
+    /// Whoever was just answered had time to ask again: what is pending goes out.
+    Write,
     /// A snapshot that was written beside this entity is done, and weighs so much; `None` when it came to nothing.
     Drawn(Option<usize>),
 }
@@ -143,6 +145,8 @@ pub struct Resident<E: Entity> {
     answers: Answers<E>,
     pending: Option<Pending>,
     in_flight: Option<InFlight<E>>,
+    /// It waits for a [`Message::Write`] before it writes again.
+    lingers: bool,
     /// Callers of commands that were told to wait, with the moment when they no longer do.
     deferred: BTreeMap<CommandId, Vec<(Instant, ReplyTo<E>)>>,
     attempts: HashMap<String, Attempt>,
@@ -170,6 +174,8 @@ struct Pending {
 
 /// Sent to the journal and not yet heard of.
 struct InFlight<E: Entity> {
+    /// How many are answered by it.
+    callers: usize,
     /// What the entity owes once this is durable.
     owed: Vec<Debt<E>>,
     /// Who waits for it to land, having changed nothing.
@@ -257,6 +263,10 @@ impl<E: Entity> Actor for EntityActor<E> {
             entity.on_drawn(bytes);
             return Ok(());
         }
+        // Also when it cannot be loaded: else it would never write again.
+        if matches!(message, Message::Write) {
+            entity.lingers = false;
+        }
         if !entity.loaded {
             if let Err(error) = entity.load().await {
                 return entity.cannot_load(&myself, message, error);
@@ -281,7 +291,7 @@ impl<E: Entity> Actor for EntityActor<E> {
             }
             Message::Newest(newest, tell) => entity.know(newest, Some(tell)).await?,
             Message::HandOver => entity.hand_over(),
-            Message::Drawn(_) => {}
+            Message::Write | Message::Drawn(_) => {}
         }
         if entity.version != version {
             entity.show_to_watches();
@@ -315,6 +325,7 @@ impl<E: Entity> Resident<E> {
             answers: Answers::default(),
             pending: None,
             in_flight: None,
+            lingers: false,
             deferred: BTreeMap::new(),
             attempts: HashMap::new(),
             watches: Vec::new(),
@@ -452,7 +463,7 @@ impl<E: Entity> Resident<E> {
                 self.kind.shared.agenda.set(&self.key, again_at);
             }
             Message::Confirm { tenure } => self.begin_tenure(tenure),
-            Message::Watch { .. } | Message::Passivate | Message::HandOver | Message::Drawn(_) => {}
+            Message::Watch { .. } | Message::Passivate | Message::HandOver | Message::Write | Message::Drawn(_) => {}
         }
         if is_damage {
             return Err(error.into());
@@ -692,7 +703,7 @@ impl<E: Entity> Resident<E> {
     // Writing -------------------------------------------------------------------------------------------------------
 
     fn write_pending(&mut self, myself: &ActorRef<Message<E>>) -> Result<(), ActorProcessingErr> {
-        if self.in_flight.is_some() {
+        if self.in_flight.is_some() || self.lingers {
             return Ok(());
         }
         let Some(Pending { payload, expected, waiters }) = self.pending.take() else {
@@ -714,12 +725,15 @@ impl<E: Entity> Resident<E> {
         if let Some(taken) = &snapshot {
             self.count_snapshot(taken);
         }
-        self.in_flight = Some(InFlight { owed, waiters: Vec::new(), confirming: Vec::new(), snapshot, last: self.version });
+        let callers = waiters.len();
+        self.in_flight =
+            Some(InFlight { callers, owed, waiters: Vec::new(), confirming: Vec::new(), snapshot, last: self.version });
         self.gate.set_version(self.version);
         self.kind.shared.counters.writes.add(1);
         let append = Append { entity: self.key.clone(), expected, after: self.position, count, payload: payload.into(), wake };
         let myself = myself.clone();
-        let (appends, handed) = (self.kind.shared.counters.appends.clone(), Instant::now());
+        let (appends, handed, on_tasks) =
+            (self.kind.shared.counters.appends.clone(), Instant::now(), self.kind.shared.on_tasks.clone());
         self.kind.shared.journal.append(
             append,
             Box::new(move |result| {
@@ -729,12 +743,21 @@ impl<E: Entity> Resident<E> {
                 let durable = result.clone().map_err(Failure::from);
                 // The entity first: its next write can then join the journal's next flush.
                 let _ = myself.send_message(Message::Landed(result));
-                for waiter in waiters {
-                    waiter(durable.clone());
-                }
+                let answer_all = move || waiters.into_iter().for_each(|waiter| waiter(durable.clone()));
+                // To wake a crowd from the journal's own thread would take as long as the next flush.
+                if callers > 1 { drop(on_tasks.spawn(async move { answer_all() })) } else { answer_all() }
             }),
         );
         Ok(())
+    }
+
+    /// Lets a crowd that was just answered ask again before the next write, so that fewer and larger ones are flushed. When
+    /// there is nothing else to do this takes no time.
+    async fn linger(&mut self, myself: &ActorRef<Message<E>>) {
+        self.lingers = true;
+        tokio::task::yield_now().await;
+        // Behind all that came meanwhile.
+        self.lingers = myself.send_message(Message::Write).is_ok();
     }
 
     async fn on_landed(&mut self, position: Position, myself: &ActorRef<Message<E>>) -> Result<(), ActorProcessingErr> {
@@ -753,6 +776,9 @@ impl<E: Entity> Resident<E> {
         self.deliver(landed.owed, myself);
         self.schedule();
         self.gate.set_at_rest(E::is_at_rest(&self.state));
+        if landed.callers > 1 {
+            self.linger(myself).await;
+        }
         let mut is_outdated = false;
         for (newest, tell) in landed.confirming {
             let is_known = newest <= position;

@@ -90,15 +90,17 @@ impl Answer {
     }
 
     pub fn into_response(self) -> Response {
-        let mut response = match self.body {
+        match self.body {
             Body::Bytes(body) => {
                 let mut response = HttpResponse::new(body.into());
                 *response.status_mut() = self.status;
+                *response.headers_mut() = self.headers;
                 response
             }
-            Body::Response(response) => *response,
-        };
-        response.headers_mut().extend(self.headers);
-        response
+            Body::Response(mut response) => {
+                response.headers_mut().extend(self.headers);
+                *response
+            }
+        }
     }
 }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use futures_util::{Stream, StreamExt};
+use futures_util::{FutureExt, Stream, StreamExt};
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{DeserializeOwned, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
@@ -371,21 +371,38 @@ where
         }
         return Err(Problem::too_large(config.body_bytes_max));
     }
-    let deadline = tokio::time::Instant::now() + config.body_timeout;
-    let mut whole = BytesMut::new();
+    let mut deadline = None;
+    // Most bodies are one chunk, which came with the head: it is taken as it is, and no clock looked at.
+    let (mut first, mut whole) = (Bytes::new(), BytesMut::new());
     loop {
-        let patience = deadline.min(tokio::time::Instant::now() + config.body_chunk_timeout);
-        match tokio::time::timeout_at(patience, body.next()).await {
+        let next = match body.next().now_or_never() {
+            Some(next) => Ok(next),
+            None => {
+                let now = tokio::time::Instant::now();
+                let patience = *deadline.get_or_insert(now + config.body_timeout);
+                tokio::time::timeout_at(patience.min(now + config.body_chunk_timeout), body.next()).await
+            }
+        };
+        match next {
             Err(_) => return Err(Problem::slow_body()),
+            Ok(None) if whole.is_empty() => return Ok(first),
             Ok(None) => return Ok(whole.freeze()),
             Ok(Some(Err(_))) => return Err(Problem::broken_body()),
             Ok(Some(Ok(mut chunk))) => {
                 let size = chunk.remaining();
-                if whole.len() + size > config.body_bytes_max {
+                if first.len().max(whole.len()) + size > config.body_bytes_max {
                     discard(body, 0).await;
                     return Err(Problem::too_large(config.body_bytes_max));
                 }
-                whole.extend_from_slice(&chunk.copy_to_bytes(size));
+                let chunk = chunk.copy_to_bytes(size);
+                if first.is_empty() {
+                    first = chunk;
+                    continue;
+                }
+                if whole.is_empty() {
+                    whole.extend_from_slice(&first);
+                }
+                whole.extend_from_slice(&chunk);
             }
         }
     }

@@ -3,8 +3,9 @@
 //! A request is matched, its caller's budget is charged, the caller is admitted, its body read, its Idempotency-Key looked up,
 //! and its handler run, in this order. Whatever goes wrong on the way becomes an answer here.
 
+use std::collections::HashMap;
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::Instant;
 
 use futures_util::Stream;
@@ -47,6 +48,8 @@ pub struct Route {
     begins: &'static str,
     /// The pattern after its last parameter.
     ends: &'static str,
+    /// How many segments it has.
+    depth: usize,
     /// What its caller must be permitted to do.
     pub permission: Permission,
     /// Browsers cannot send headers when they open a live connection: there the token may be in the query.
@@ -76,6 +79,17 @@ const fn ends(pattern: &str) -> &str {
     pattern.split_at(rest.len()).1
 }
 
+const fn depth(path: &str) -> usize {
+    let (mut depth, mut rest) = (0, path.as_bytes());
+    while let Some((byte, others)) = rest.split_first() {
+        if *byte == b'/' {
+            depth += 1;
+        }
+        rest = others;
+    }
+    depth
+}
+
 macro_rules! routes {
     ($($method:ident $pattern:literal $permission:ident $handler:path $(, $mark:ident)*;)*) => {
         &[$(Route {
@@ -83,6 +97,7 @@ macro_rules! routes {
             pattern: $pattern,
             begins: begins($pattern),
             ends: ends($pattern),
+            depth: depth($pattern),
             permission: Permission::$permission,
             token_in_query: false $(|| routes!(@in_query $mark))*,
             budget: routes!(@budget $method $($mark)*),
@@ -262,12 +277,29 @@ fn matches<'p>(pattern: &str, path: &'p str) -> Option<Vec<&'p str>> {
     }
 }
 
+/// The segment that tells the routes of one thing from those of another: always one that is written out.
+fn family(path: &str) -> &str {
+    let mut segments = path.split('/').skip(1);
+    let first = segments.next().unwrap_or_default();
+    if first == "api" { segments.next().unwrap_or_default() } else { first }
+}
+
+/// All routes, by what they are about: a path is held against a few of them, not against all.
+static FAMILIES: LazyLock<HashMap<&'static str, Vec<&'static Route>>> = LazyLock::new(|| {
+    let mut families: HashMap<_, Vec<_>> = HashMap::new();
+    for route in ROUTES.iter().chain(PAGES) {
+        families.entry(family(route.pattern)).or_default().push(route);
+    }
+    families
+});
+
 fn find(method: &Method, path: &str) -> Found {
     let wanted = if method == Method::HEAD { &Method::GET } else { method };
+    let depth = depth(path);
     let mut allowed: Vec<&str> = Vec::new();
-    for route in ROUTES.iter().chain(PAGES) {
-        // Most patterns differ from the path before their first parameter or after their last.
-        if !path.starts_with(route.begins) || !path.ends_with(route.ends) {
+    for route in FAMILIES.get(family(path)).into_iter().flatten() {
+        // Most patterns differ from the path in length, before their first parameter, or after their last.
+        if route.depth != depth || !path.starts_with(route.begins) || !path.ends_with(route.ends) {
             continue;
         }
         let Some(params) = matches(route.pattern, path) else { continue };
@@ -326,7 +358,7 @@ where
     // Without a trace of its caller's, a request's own id is the one to follow.
     let (traced, parent) = (trace.map(|_| tracing::field::display(&correlation)), trace.map(|(_, parent)| parent));
     let status = tracing::field::Empty;
-    let span = tracing::info_span!("request", id = %id, method, route, trace = traced, parent, status);
+    let span = tracing::info_span!("request", %id, %method, %route, trace = traced, parent, status);
     let mut borne = HeaderMap::new();
     let answered = async {
         let answer = match run(&door, head, body, found, &id, &correlation, &mut borne).await {

@@ -15,8 +15,8 @@ use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -34,7 +34,7 @@ use warp::http::header::{CONNECTION, HeaderValue, TRANSFER_ENCODING};
 use warp::http::{Request, Response, StatusCode, Uri, Version};
 use warp::hyper::body::{Body, Bytes, Frame, Incoming, SizeHint};
 use warp::hyper::service::Service;
-use warp::{Buf, Filter};
+use warp::{Buf, Filter, Reply};
 
 use super::answer::Body as AnswerBody;
 use super::client_address::Peer;
@@ -253,18 +253,30 @@ fn count(connections: usize) -> i64 {
 
 /// Everything that warp hears goes to the one table.
 fn filter(door: Arc<Door>) -> impl Filter<Extract = (impl warp::Reply,), Error = warp::Rejection> + Clone {
-    let query = warp::query::raw().or(warp::any().map(String::new)).unify();
-    warp::method()
-        .and(warp::path::full())
-        .and(query)
-        .and(warp::header::headers_cloned())
-        .and(warp::ext::optional())
-        .and(warp::ext::get())
-        .and(warp::body::stream())
-        .then(move |method, path: warp::path::FullPath, query, headers, upgrade, peer, body| {
-            let head = Head { method, path: path.as_str().to_owned(), query, headers, upgrade, peer };
-            answer(Arc::clone(&door), head, body)
-        })
+    warp::ext::get().and(warp::body::stream()).then(move |heads: Handed, body| {
+        let door = Arc::clone(&door);
+        async move {
+            match heads.take() {
+                Some(head) => answer(door, head, body).await,
+                // Each request comes with its own, which is taken once.
+                None => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
+            }
+        }
+    })
+}
+
+/// A request's head on its way past warp, whose own filters would copy all of it.
+#[derive(Clone)]
+struct Handed(Arc<Mutex<Option<Head>>>);
+
+impl Handed {
+    fn new(head: Head) -> Self {
+        Handed(Arc::new(Mutex::new(Some(head))))
+    }
+
+    fn take(&self) -> Option<Head> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
 }
 
 fn builder() -> auto::Builder<TokioExecutor> {
@@ -522,7 +534,6 @@ where
     type Future = CountedFuture<S::Future>;
 
     fn call(&self, mut request: Request<Incoming>) -> Self::Future {
-        request.extensions_mut().insert(self.peer);
         let in_flight = self.pulse.begin(request.version());
         // The target of a tunnel has no path, and what comes after us cannot do without one. It leads nowhere.
         if request.uri().path_and_query().is_none() {
@@ -531,6 +542,15 @@ where
         // Besides its chunks it may have told a length, which hyper does not show. Somebody before us may have gone by that
         // and see a second request where we see none, or the other way round: so there is no second one (RFC 9112, 6.1).
         let is_last = request.headers().contains_key(TRANSFER_ENCODING);
+        let head = Head {
+            method: request.method().clone(),
+            path: request.uri().path().to_owned(),
+            query: request.uri().query().unwrap_or_default().to_owned(),
+            headers: std::mem::take(request.headers_mut()),
+            upgrade: request.extensions_mut().remove(),
+            peer: self.peer,
+        };
+        request.extensions_mut().insert(Handed::new(head));
         CountedFuture { future: Box::pin(self.service.call(request)), in_flight: Some(in_flight), is_last }
     }
 }

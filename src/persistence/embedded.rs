@@ -830,12 +830,15 @@ impl Embedded {
     /// Ends with the reason when the disk has failed: nothing can be written any more and the process must exit.
     /// Ends with `None` when the journal is closed first.
     pub fn poisoned(&self) -> impl Future<Output = Option<String>> + Send + 'static {
-        let mut poison = self.core.poison.subscribe();
-        let mut progress = self.core.progress.subscribe();
+        // Not by the progress: whoever waits for that is woken by every flush.
+        let (mut poison, core) = (self.core.poison.subscribe(), Arc::downgrade(&self.core));
         async move {
-            tokio::select! {
-                reason = poison.wait_for(Option::is_some) => reason.ok().and_then(|reason| reason.clone()),
-                _ = progress.wait_for(|progress| progress.closed) => None,
+            loop {
+                let reason = poison.borrow_and_update().clone();
+                let closed = core.upgrade().is_none_or(|core| core.progress.borrow().closed);
+                if reason.is_some() || closed || poison.changed().await.is_err() {
+                    return reason;
+                }
             }
         }
     }
@@ -857,6 +860,8 @@ impl Embedded {
             }
         }
         self.core.progress.send_modify(|progress| progress.closed = true);
+        // For those who wait for either.
+        self.core.poison.send_modify(|_| {});
         let opened = self.core.opened.write().unwrap_or_else(PoisonError::into_inner).take();
         drop(opened);
     }

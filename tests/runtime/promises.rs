@@ -101,6 +101,23 @@ async fn a_repeated_command_gets_its_first_answer_and_has_no_second_effect_also_
     assert_eq!(node.state("a").await.total, 10);
 }
 
+#[tokio::test]
+async fn a_crowd_that_is_answered_and_asks_again_at_once_shares_one_write() {
+    const CROWD: u64 = 8;
+    const TIMES: u64 = 50;
+    let dir = folder();
+    let node = Arc::new(Node::start(dir.path(), Config::default()).await);
+    let callers = (0..CROWD).map(|_| async {
+        for _ in 0..TIMES {
+            node.ask("a", Command::Add(1)).await.unwrap();
+        }
+    });
+    futures_util::future::join_all(callers).await;
+    // Were the next write begun as soon as one lands, who came first would be alone in every other one.
+    let writes = node.runtime.counters().writes.get();
+    assert!((TIMES..TIMES * 3 / 2).contains(&writes), "{writes}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_rejection_is_heard_at_once_and_leaves_no_record() {
     let dir = folder();

@@ -26,6 +26,9 @@ mod world;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use run::run;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
 
 /// Seeds of an ordinary test run. A soak takes another number: `SOUK_SEEDS=100000 cargo test --release --test simulation`, which
 /// goes through 2,000 a minute on two cores (4,000 in 116 s).
@@ -67,7 +70,8 @@ fn the_same_seed_is_the_same_run() {
 #[ignore = "for looking into one seed, given as SOUK_SEED"]
 fn one_seed() {
     // With RUST_LOG=debug the nodes' own words too.
-    tracing_subscriber::fmt().with_env_filter(tracing_subscriber::EnvFilter::from_default_env()).without_time().init();
+    let said: Targets = std::env::var("RUST_LOG").unwrap_or_default().parse().unwrap_or_default();
+    tracing_subscriber::registry().with(tracing_subscriber::fmt::layer().without_time()).with(said).init();
     let story = run(number("SOUK_SEED").expect("SOUK_SEED says which"));
     println!("{}", story.join("\n"));
 }
