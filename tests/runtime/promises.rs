@@ -106,7 +106,7 @@ async fn a_crowd_that_is_answered_and_asks_again_at_once_shares_one_write() {
     const CROWD: u64 = 8;
     const TIMES: u64 = 50;
     let dir = folder();
-    let node = Arc::new(Node::start(dir.path(), Config::default()).await);
+    let node = Node::start(dir.path(), Config::default()).await;
     let callers = (0..CROWD).map(|_| async {
         for _ in 0..TIMES {
             node.ask("a", Command::Add(1)).await.unwrap();
