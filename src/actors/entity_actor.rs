@@ -741,11 +741,18 @@ impl<E: Entity> Resident<E> {
                     appends.count(handed.elapsed());
                 }
                 let durable = result.clone().map_err(Failure::from);
-                // The entity first: its next write can then join the journal's next flush.
-                let _ = myself.send_message(Message::Landed(result));
+                let tell_entity = move || drop(myself.send_message(Message::Landed(result)));
                 let answer_all = move || waiters.into_iter().for_each(|waiter| waiter(durable.clone()));
-                // To wake a crowd from the journal's own thread would take as long as the next flush.
-                if callers > 1 { drop(on_tasks.spawn(async move { answer_all() })) } else { answer_all() }
+                if callers > 1 {
+                    // To wake a crowd from the journal's own thread would take as long as the next flush. Before the entity,
+                    // which gives it time to ask again.
+                    on_tasks.spawn(async move { answer_all() });
+                    tell_entity();
+                } else {
+                    // The entity first: its next write can then join the journal's next flush.
+                    tell_entity();
+                    answer_all();
+                }
             }),
         );
         Ok(())
