@@ -25,6 +25,7 @@ pub mod domain;
 mod hostile;
 pub mod http;
 pub mod integrations;
+pub mod log;
 pub mod metrics;
 pub mod migrate;
 pub mod node;

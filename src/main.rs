@@ -26,6 +26,7 @@ use souk::http::tls::Tls;
 use souk::integrations::http_client::{Client, percent_encoded};
 use souk::integrations::import_command::{Destination, ImportArgs};
 use souk::integrations::otlp::{self, Exporter};
+use souk::log::Fields;
 use souk::metrics::{Metrics, NodeCollector};
 use souk::migrate::MigrateArgs;
 use souk::node::{DataFolder, Joining, Node};
@@ -400,7 +401,7 @@ fn listen(format: LogFormat, serving: Option<&ServeArgs>) -> Result<Option<Expor
     let colours = io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
     let log = tracing_subscriber::fmt::layer().with_writer(io::stderr).with_ansi(colours);
     let log = match format {
-        LogFormat::Pretty => log.with_target(false).boxed(),
+        LogFormat::Pretty => log.fmt_fields(Fields).with_target(false).boxed(),
         LogFormat::Json => log.json().boxed(),
     };
     let (spans, exporter) = match serving.and_then(|args| Some((args.otlp.as_deref()?, &args.cluster.node_name))) {

@@ -268,7 +268,7 @@ impl<E: Entity> Actor for EntityActor<E> {
             entity.lingers = false;
         }
         if !entity.loaded {
-            if let Err(error) = entity.load().await {
+            if let Err(error) = Box::pin(entity.load()).await {
                 return entity.cannot_load(&myself, message, error);
             }
             entity.take_up(&myself);
@@ -340,7 +340,8 @@ impl<E: Entity> Resident<E> {
 
     // Coming to life ------------------------------------------------------------------------------------------------
 
-    /// The newest snapshot, then the journal after it.
+    /// The newest snapshot, then the journal after it. Boxed where it is called: it is rare, and large enough to make every
+    /// message slow that might lead to it.
     async fn load(&mut self) -> Result<(), ReadError> {
         self.take_down_notice();
         self.state = E::State::default();
@@ -834,7 +835,7 @@ impl<E: Entity> Resident<E> {
         self.drop_pending(why);
         self.send_deferred_away(why);
         self.loaded = false;
-        match self.load().await {
+        match Box::pin(self.load()).await {
             Ok(()) => {}
             Err(ReadError::Unreadable(why)) => tracing::warn!(entity = %self.key, why, "an entity cannot be read again yet"),
             Err(damage) => return Err(damage.into()),

@@ -210,7 +210,7 @@ pub struct Census {
 pub struct Builder {
     shared: Arc<Shared>,
     kinds: Vec<Starting>,
-    by_type: HashMap<TypeId, Arc<dyn AnyKind>>,
+    by_type: BTreeMap<TypeId, Arc<dyn AnyKind>>,
     outside: HashMap<&'static str, Arc<dyn Port>>,
 }
 
@@ -239,7 +239,7 @@ impl Builder {
             draining: AtomicBool::new(false),
             live_sessions: OnceLock::new(),
         };
-        Builder { shared: Arc::new(shared), kinds: Vec::new(), by_type: HashMap::new(), outside: HashMap::new() }
+        Builder { shared: Arc::new(shared), kinds: Vec::new(), by_type: BTreeMap::new(), outside: HashMap::new() }
     }
 
     /// The node is one of several.
@@ -309,7 +309,7 @@ pub struct Runtime(Arc<Inner>);
 
 struct Inner {
     shared: Arc<Shared>,
-    by_type: HashMap<TypeId, Arc<dyn AnyKind>>,
+    by_type: BTreeMap<TypeId, Arc<dyn AnyKind>>,
     root: ActorCell,
     fatal: watch::Receiver<Option<String>>,
     tasks: Vec<JoinHandle<()>>,
@@ -323,27 +323,43 @@ impl Drop for Inner {
 }
 
 impl Runtime {
-    /// Sends a command and waits for its durable answer.
-    pub async fn ask<E: Entity>(&self, id: &str, command: E::Command, caller: Caller) -> Outcome<E> {
-        self.ask_from::<E>(Origin::Outside, id, command, caller).await
+    /// Sends a command, at once; what is returned waits for its durable answer.
+    pub fn ask<E: Entity>(&self, id: &str, command: E::Command, caller: Caller) -> impl Future<Output = Outcome<E>> + use<E> {
+        self.ask_from::<E>(Origin::Outside, id, command, caller)
     }
 
     /// The same for what the node itself asks on behalf of many: it passes a crowd as a message between entities does.
-    pub async fn ask_for_many<E: Entity>(&self, id: &str, command: E::Command, caller: Caller) -> Outcome<E> {
-        self.ask_from::<E>(Origin::Conversation, id, command, caller).await
+    pub fn ask_for_many<E: Entity>(
+        &self,
+        id: &str,
+        command: E::Command,
+        caller: Caller,
+    ) -> impl Future<Output = Outcome<E>> + use<E> {
+        self.ask_from::<E>(Origin::Conversation, id, command, caller)
     }
 
-    async fn ask_from<E: Entity>(&self, origin: Origin, id: &str, command: E::Command, caller: Caller) -> Outcome<E> {
-        let kind = self.kind::<E>()?;
-        let (tell, heard) = oneshot::channel();
+    // Sent before anything is waited for, so that whoever waits need not carry the command along.
+    fn ask_from<E: Entity>(
+        &self,
+        origin: Origin,
+        id: &str,
+        command: E::Command,
+        caller: Caller,
+    ) -> impl Future<Output = Outcome<E>> + use<E> {
         let timeout = caller.timeout;
-        kind.submit(id, command, caller, origin, move |outcome| {
-            let _ = tell.send(outcome);
+        let sent = self.kind::<E>().map(|kind| {
+            let (tell, heard) = oneshot::channel();
+            kind.submit(id, command, caller, origin, move |outcome| {
+                let _ = tell.send(outcome);
+            });
+            heard
         });
-        match tokio::time::timeout(timeout, heard).await {
-            Ok(Ok(outcome)) => outcome,
-            Ok(Err(_)) => Err(AskError::Failed(Failure::Died)),
-            Err(_) => Err(AskError::Failed(Failure::TimedOut)),
+        async move {
+            match tokio::time::timeout(timeout, sent?).await {
+                Ok(Ok(outcome)) => outcome,
+                Ok(Err(_)) => Err(AskError::Failed(Failure::Died)),
+                Err(_) => Err(AskError::Failed(Failure::TimedOut)),
+            }
         }
     }
 

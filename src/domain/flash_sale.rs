@@ -858,10 +858,10 @@ impl State {
         self.index.customers.get(customer)
     }
 
-    /// The customer's claims, from the newest.
-    fn claims_of(&self, customer: Customer) -> impl Iterator<Item = (ClaimNumber, &Claim)> {
+    /// A customer's claims, from the newest.
+    fn claims_of(&self, known: Known) -> impl Iterator<Item = (ClaimNumber, &Claim)> {
         let numbered = |link: Link| Some((link.number(), self.book.claims.get(link.number())?));
-        let newest = self.known(customer).last_claim.and_then(numbered);
+        let newest = known.last_claim.and_then(numbered);
         std::iter::successors(newest, move |(_, claim)| claim.previous.and_then(numbered)).take(OWN_CLAIMS_MAX)
     }
 
@@ -1223,7 +1223,7 @@ impl<'a> Sale<'a> {
         let command = hash(command);
         let address = if self.terms.per_address_limit.is_some() { address } else { 0 };
         let known = self.state.known(customer);
-        if let Some((number, claim)) = self.state.claims_of(customer).find(|(_, claim)| claim.command == command) {
+        if let Some((number, claim)) = self.state.claims_of(known).find(|(_, claim)| claim.command == command) {
             match claim.phase {
                 ClaimPhase::Offered => {}
                 ClaimPhase::Held | ClaimPhase::Paying | ClaimPhase::Sold => {
@@ -1236,7 +1236,7 @@ impl<'a> Sale<'a> {
         if let Some(ticket) = known.ticket.map(Link::number) {
             return Ok(self.place_of(ticket));
         }
-        let mut offers = self.state.claims_of(customer).filter(|(_, claim)| claim.phase == ClaimPhase::Offered);
+        let mut offers = self.state.claims_of(known).filter(|(_, claim)| claim.phase == ClaimPhase::Offered);
         // What is offered can be taken up also while nothing new is granted.
         if let Some((number, offer)) = offers.next() {
             return self.take_up(number, *offer, units, address, command);
@@ -1458,7 +1458,7 @@ impl<'a> Sale<'a> {
         let book = self.book();
         let free = if book.is_closed() { 0 } else { self.free };
         let own = customer.map(|customer| {
-            let claims = self.state.claims_of(customer).map(|(claim, of)| OwnClaim {
+            let claims = self.state.claims_of(self.state.known(customer)).map(|(claim, of)| OwnClaim {
                 claim,
                 phase: of.phase,
                 quantity: of.quantity.into(),

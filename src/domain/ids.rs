@@ -40,7 +40,7 @@ pub fn is_id(prefix: &str, id: &str) -> bool {
 /// The id of a flash sale's claim.
 pub fn claim(sale: &str, number: u32) -> String {
     let ulid = sale.split_once('_').map_or(sale, |(_, ulid)| ulid);
-    format!("{CLAIM}_{ulid}_{number}")
+    [CLAIM, "_", ulid, "_", &number.to_string()].concat()
 }
 
 /// The flash sale of a claim with this id, and the claim's number in it.

@@ -26,7 +26,7 @@ pub struct Begun {
 }
 
 /// Where the ids of one request come from.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Seed {
     /// A ULID.
     pub id: String,

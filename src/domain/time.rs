@@ -81,18 +81,12 @@ impl Text {
     fn of(moment: Timestamp) -> Self {
         let (days, rest) = (moment.0 / 86_400_000, moment.0 % 86_400_000);
         let (year, month, day) = civil(days);
-        let (hour, minute, second, milli) = (rest / 3_600_000, rest / 60_000 % 60, rest / 1_000 % 60, rest % 1_000);
-        let mut text = *b"0000-00-00T00:00:00.000Z";
-        for (number, last, digits) in
-            [(year, 3, 4), (month, 6, 2), (day, 9, 2), (hour, 12, 2), (minute, 15, 2), (second, 18, 2), (milli, 22, 3)]
-        {
-            let mut rest = number;
-            for place in text.iter_mut().take(last + 1).rev().take(digits) {
-                *place = b'0' + (rest % 10) as u8;
-                rest /= 10;
-            }
-        }
-        Text(text)
+        let (second, milli) = (rest / 1_000, rest % 1_000);
+        let two = |number: i64| [b'0' + (number as u32 / 10 % 10) as u8, b'0' + (number as u32 % 10) as u8];
+        let ([c, d], [y, z], [a, b], [e, f]) = (two(year / 100), two(year % 100), two(month), two(day));
+        let ([g, h], [i, j], [k, l]) = (two(second / 3_600), two(second / 60 % 60), two(second % 60));
+        let ([_, m], [n, o]) = (two(milli / 100), two(milli % 100));
+        Text([c, d, y, z, b'-', a, b, b'-', e, f, b'T', g, h, b':', i, j, b':', k, l, b'.', m, n, o, b'Z'])
     }
 
     fn as_str(&self) -> &str {

@@ -36,8 +36,14 @@ pub async fn check(door: &Door, permission: Permission, params: &[String], crede
     }
     // Without an id there is nothing that could be somebody else's: the handler does it for the caller.
     let Some(id) = params.first() else { return Ok(()) };
+    let reached = Box::pin(reaches_this(door, permission, id, credential)).await?;
+    if reached { Ok(()) } else { Err(Problem::not_found()) }
+}
+
+/// Whether what a path names is within the caller's reach.
+async fn reaches_this(door: &Door, permission: Permission, id: &str, credential: &Credential) -> Result<bool, Problem> {
     use Permission as P;
-    let reached = match permission {
+    Ok(match permission {
         P::CartUse => ids::is_id(ids::CART, id) && owns_cart(door, id, credential).await?,
         P::OrderRead | P::OrderFollow | P::OrderCancel | P::OrderShip => {
             ids::is_id(ids::ORDER, id) && reaches_order(door, permission, id, credential).await?
@@ -49,8 +55,7 @@ pub async fn check(door: &Door, permission: Permission, params: &[String], crede
         // What is below an account is found in that account alone.
         P::AccountRead | P::AccountUse => true,
         _ => false,
-    };
-    if reached { Ok(()) } else { Err(Problem::not_found()) }
+    })
 }
 
 /// Whether the caller holds this cart.

@@ -52,9 +52,13 @@ impl Bearers {
         Bearers { runtime, identity, known, of_session, forgotten: AtomicU64::new(0) }
     }
 
-    /// Whose token this is, if that was looked at lately.
+    /// Whose token this is, if it can be no account's or was looked at lately.
     pub fn known(&self, token: Option<&str>) -> Option<Credential> {
-        let known = self.known.get(token?)?;
+        let Some(token) = token.filter(|token| !token.is_empty()) else { return Some(Credential::Nobody) };
+        if is_guests(token) {
+            return Some(Credential::guest(token));
+        }
+        let known = self.known.get(token)?;
         let counts = known.until > self.runtime.now() && !known.forgotten.load(Ordering::Acquire);
         counts.then(|| Credential::Account(Arc::clone(&known.account)))
     }
@@ -161,6 +165,11 @@ fn operator() -> Arc<Account> {
     Arc::new(Account { user: OPERATOR.into(), session: None, ranks: vec![Rank::Admin], shop: None, key: None })
 }
 
+/// What is neither a key nor signed can only be a guest's.
+fn is_guests(token: &str) -> bool {
+    token.len() <= TOKEN_BYTES_MAX && !token.starts_with(KEY_PREFIX) && !token.contains('.')
+}
+
 impl Gate for Bearers {
     fn recognise<'a>(&'a self, token: Option<&'a str>) -> BoxFuture<'a, Result<Credential, NotRecognised>> {
         Box::pin(async move {
@@ -168,8 +177,8 @@ impl Gate for Bearers {
                 None => Ok(Credential::Nobody),
                 Some(token) if token.len() > TOKEN_BYTES_MAX => Err(NotRecognised::Refused("no token is so long")),
                 Some(token) if token.starts_with(KEY_PREFIX) => self.of_key(token).await,
-                Some(token) if token.contains('.') => self.of_token(token).await,
-                Some(token) => Ok(Credential::guest(token)),
+                Some(token) if is_guests(token) => Ok(Credential::guest(token)),
+                Some(token) => self.of_token(token).await,
             }
         })
     }

@@ -181,13 +181,13 @@ pub async fn claim(door: Arc<Door>, request: Request) -> Result<Answer, Problem>
     let answer = match answered.reply {
         Reply::Claimed { claim, quantity, until } => {
             let claim = ids::claim(id, claim);
-            let path = format!("/api/flash-sales/{id}/claims/{claim}");
+            let path = ["/api/flash-sales/", id, "/claims/", &claim].concat();
             let granted = Granted { id: claim, quantity, unit_price: sale.terms.price, expires_at: until, token };
             Answer::json(StatusCode::CREATED, &granted)?.location(&path)
         }
         Reply::Queued { ahead, wait_ms, .. } => {
             // Who was in line already may have asked for another quantity then.
-            let waiting = own(&door, id, customer).await?.ticket;
+            let waiting = Box::pin(own(&door, id, customer)).await?.ticket;
             let ticket = waiting.map_or_else(
                 || shown::ticket(ahead, wait_ms, quantity),
                 |ticket| shown::ticket(ticket.ahead, ticket.wait_ms, ticket.quantity),

@@ -239,7 +239,7 @@ impl KnownSales {
             return Ok(known);
         }
         let (shown, _) =
-            look(door, id, None).await?.filter(|(shown, _)| !is_draft(shown.status)).ok_or_else(Problem::not_found)?;
+            Box::pin(look(door, id, None)).await?.filter(|(shown, _)| !is_draft(shown.status)).ok_or_else(Problem::not_found)?;
         let known = KnownSale { terms: Arc::new(shown.terms), tuning: shown.tuning, until: now.plus_ms(KNOWN_MS) };
         self.0.insert(id.to_owned(), known.clone());
         Ok(known)

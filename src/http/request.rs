@@ -15,7 +15,7 @@ use serde::de::{DeserializeOwned, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use serde_json::error::Category;
 use serde_path_to_error::Segment;
-use ulid::Ulid;
+use ulid::{ULID_LEN, Ulid};
 use warp::Buf;
 use warp::http::header::{AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, EXPECT, HeaderMap, HeaderName, IF_MATCH, IF_NONE_MATCH};
 use warp::hyper::upgrade::OnUpgrade;
@@ -95,12 +95,12 @@ impl Request {
 
     /// The caller of one of several commands of the request, each told by its own name.
     pub fn step(&self, name: &str, asker: &str) -> Caller {
-        Caller::new(CommandId(format!("{}/{name}", self.seed.id)), asker, Arc::clone(&self.correlation))
+        Caller::new(CommandId([&self.seed.id, "/", name].concat()), asker, Arc::clone(&self.correlation))
     }
 
     /// The id that this request gives to what it makes: the same each time it is repeated.
     pub fn new_id(&self, prefix: &str) -> String {
-        format!("{prefix}_{}", self.seed.id)
+        [prefix, "_", &self.seed.id].concat()
     }
 
     /// A secret that this request gives out: the same each time it is repeated. The seed is in the journal, so it takes
@@ -156,15 +156,16 @@ pub fn random_hex() -> Result<String, Problem> {
 }
 
 /// The client's own name for the request if it is a sane one.
-pub fn request_id(headers: &HeaderMap) -> Arc<str> {
+pub fn request_id(headers: &HeaderMap) -> Option<Arc<str>> {
     let sane = |id: &&str| {
         (1..=REQUEST_ID_BYTES_MAX).contains(&id.len())
             && id.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.'))
     };
-    match headers.get(X_REQUEST_ID).and_then(|value| value.to_str().ok()).filter(sane) {
-        Some(id) => id.into(),
-        None => Ulid::new().to_string().into(),
-    }
+    headers.get(X_REQUEST_ID).and_then(|value| value.to_str().ok()).filter(sane).map(Arc::from)
+}
+
+pub fn new_ulid() -> Arc<str> {
+    Arc::from(&*Ulid::new().array_to_str(&mut [0; ULID_LEN]))
 }
 
 /// The trace that the request belongs to, and its caller's span. Of several headers none counts: nobody knows which one is
@@ -673,7 +674,7 @@ mod tests {
             let Ok(value) = HeaderValue::from_bytes(bytes) else { return };
             let headers: HeaderMap = names.iter().map(|name| (name.clone(), value.clone())).collect();
             let _ = (if_match(&headers), trace(&headers), bearer(&headers), check_content_type(&headers));
-            let id = request_id(&headers);
+            let id = request_id(&headers).unwrap_or_else(new_ulid);
             assert!(HeaderValue::from_str(&id).is_ok() && id.len() <= REQUEST_ID_BYTES_MAX);
             let _ = crate::http::idempotency::key(&HeaderMap::from_iter([(crate::http::idempotency::IDEMPOTENCY_KEY, value)]));
         });
@@ -725,10 +726,10 @@ mod tests {
 
     #[test]
     fn a_request_is_named_by_its_client_only_if_the_name_is_sane() {
-        assert_eq!(&*request_id(&headers(&[("x-request-id", "abc-1.2_3")])), "abc-1.2_3");
+        assert_eq!(request_id(&headers(&[("x-request-id", "abc-1.2_3")])).as_deref(), Some("abc-1.2_3"));
         let long = "x".repeat(65);
         for wrong in ["", "a b", "a\"b", long.as_str()] {
-            assert_eq!(request_id(&headers(&[("x-request-id", wrong)])).len(), 26, "{wrong}");
+            assert_eq!(request_id(&headers(&[("x-request-id", wrong)])), None, "{wrong}");
         }
         let id = "4bf92f3577b34da6a3ce929d0e0e4736";
         let header = format!("00-{id}-00f067aa0ba902b7-01");

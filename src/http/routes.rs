@@ -3,15 +3,16 @@
 //! A request is matched, its caller's budget is charged, the caller is admitted, its body read, its Idempotency-Key looked up,
 //! and its handler run, in this order. Whatever goes wrong on the way becomes an answer here.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
+use std::future::poll_fn;
 use std::net::IpAddr;
+use std::pin::pin;
 use std::sync::{Arc, LazyLock};
 use std::time::Instant;
 
 use futures_util::Stream;
 use futures_util::future::BoxFuture;
-use tracing::Instrument;
-use ulid::Ulid;
 use warp::Buf;
 use warp::http::header::{ALLOW, HeaderMap, HeaderValue};
 use warp::http::{Method, StatusCode};
@@ -27,7 +28,7 @@ use super::idempotency::{self, Begun};
 use super::limits::{Budget, Who};
 use super::pages::{self, account, assets, operator, sales, shopper, vendor, visit};
 use super::problem::Problem;
-use super::request::{Request, X_REQUEST_ID, bearer, decode, read_body, request_id, skip_body, trace};
+use super::request::{Request, X_REQUEST_ID, bearer, decode, new_ulid, read_body, request_id, skip_body, trace};
 use super::{
     Door, carts, claims, cluster, docs, flash_sales, health, inventory, live, openapi, orders, products, sealing, sessions,
     shops, users,
@@ -44,10 +45,6 @@ pub struct Route {
     pub method: Method,
     /// Segments in `{braces}` are parameters.
     pub pattern: &'static str,
-    /// The pattern after its last parameter.
-    ends: &'static str,
-    /// How many segments it has.
-    depth: usize,
     /// What its caller must be permitted to do.
     pub permission: Permission,
     /// Browsers cannot send headers when they open a live connection: there the token may be in the query.
@@ -57,34 +54,11 @@ pub struct Route {
     handler: Handler,
 }
 
-const fn ends(pattern: &str) -> &str {
-    let mut rest = pattern.as_bytes();
-    while let Some((byte, others)) = rest.split_last()
-        && *byte != b'}'
-    {
-        rest = others;
-    }
-    pattern.split_at(rest.len()).1
-}
-
-const fn depth(path: &str) -> usize {
-    let (mut depth, mut rest) = (0, path.as_bytes());
-    while let Some((byte, others)) = rest.split_first() {
-        if *byte == b'/' {
-            depth += 1;
-        }
-        rest = others;
-    }
-    depth
-}
-
 macro_rules! routes {
     ($($method:ident $pattern:literal $permission:ident $handler:path $(, $mark:ident)*;)*) => {
         &[$(Route {
             method: Method::$method,
             pattern: $pattern,
-            ends: ends($pattern),
-            depth: depth($pattern),
             permission: Permission::$permission,
             token_in_query: false $(|| routes!(@in_query $mark))*,
             budget: routes!(@budget $method $($mark)*),
@@ -245,55 +219,62 @@ enum Found {
     BadPath,
 }
 
-/// The parameters of a path that has this pattern's form, as they were sent.
-fn matches<'p>(pattern: &str, path: &'p str) -> Option<Vec<&'p str>> {
-    let mut params = Vec::new();
-    let (mut wanted, mut given) = (pattern.split('/'), path.split('/'));
-    loop {
-        match (wanted.next(), given.next()) {
-            (None, None) => return Some(params),
-            (Some(name), Some(segment)) if name.starts_with('{') => {
-                if segment.is_empty() {
-                    return None;
-                }
-                params.push(segment);
-            }
-            (Some(literal), Some(segment)) if literal == segment => {}
-            _ => return None,
-        }
+/// How many segments a path may have.
+const DEPTH_MAX: usize = 8;
+
+/// A route and the segments of its pattern.
+struct Pattern {
+    route: &'static Route,
+    /// `None` for a parameter.
+    segments: Vec<Option<&'static str>>,
+}
+
+impl Pattern {
+    fn matches(&self, path: &[&str]) -> bool {
+        let fits = |(wanted, given): (&Option<&str>, &&str)| wanted.map_or(!given.is_empty(), |wanted| wanted == *given);
+        // From the end, where those of one family differ most.
+        self.segments.len() == path.len() && self.segments.iter().zip(path).rev().all(fits)
+    }
+
+    /// What stands for the parameters in a path that matches, decoded; `None` where that cannot be done.
+    fn params(&self, path: &[&str]) -> Option<Vec<String>> {
+        let given = self.segments.iter().zip(path).filter(|(wanted, _)| wanted.is_none());
+        given.map(|(_, given)| decode(given, false).map(Cow::into_owned)).collect()
     }
 }
 
 /// The segment that tells the routes of one thing from those of another: always one that is written out.
-fn family(path: &str) -> &str {
-    let mut segments = path.split('/').skip(1);
-    let first = segments.next().unwrap_or_default();
-    if first == "api" { segments.next().unwrap_or_default() } else { first }
+fn family<'p>(segments: &[&'p str]) -> &'p str {
+    let family = if let ["api", of, ..] = segments { Some(of) } else { segments.first() };
+    family.copied().unwrap_or_default()
 }
 
 /// All routes, by what they are about: a path is held against a few of them, not against all.
-static FAMILIES: LazyLock<HashMap<&'static str, Vec<&'static Route>>> = LazyLock::new(|| {
+static FAMILIES: LazyLock<HashMap<&'static str, Vec<Pattern>>> = LazyLock::new(|| {
     let mut families: HashMap<_, Vec<_>> = HashMap::new();
     for route in ROUTES.iter().chain(PAGES) {
-        families.entry(family(route.pattern)).or_default().push(route);
+        let segments: Vec<&str> = route.pattern.split('/').skip(1).collect();
+        let of = family(&segments);
+        let segments = segments.into_iter().map(|segment| (!segment.starts_with('{')).then_some(segment)).collect();
+        families.entry(of).or_default().push(Pattern { route, segments });
     }
     families
 });
 
 fn find(method: &Method, path: &str) -> Found {
     let wanted = if method == Method::HEAD { &Method::GET } else { method };
-    let depth = depth(path);
+    let (mut segments, mut depth) = ([""; DEPTH_MAX], 0);
+    let Some(path) = path.strip_prefix('/') else { return Found::Nothing };
+    for segment in path.split('/') {
+        let Some(place) = segments.get_mut(depth) else { return Found::Nothing };
+        (*place, depth) = (segment, depth + 1);
+    }
+    let path = segments.get(..depth).unwrap_or_default();
     let mut allowed: Vec<&str> = Vec::new();
-    for route in FAMILIES.get(family(path)).into_iter().flatten() {
-        // Most of them differ from the path in length or after their last parameter.
-        if route.depth != depth || !path.ends_with(route.ends) {
-            continue;
-        }
-        let Some(params) = matches(route.pattern, path) else { continue };
+    for pattern in FAMILIES.get(family(path)).into_iter().flatten().filter(|pattern| pattern.matches(path)) {
+        let route = pattern.route;
         if route.method == *wanted {
-            let decoded: Option<Vec<String>> =
-                params.into_iter().map(|param| decode(param, false).map(std::borrow::Cow::into_owned)).collect();
-            return decoded.map_or(Found::BadPath, |params| Found::Route(route, params));
+            return pattern.params(path).map_or(Found::BadPath, |params| Found::Route(route, params));
         }
         allowed.push(route.method.as_str());
         if route.method == Method::GET {
@@ -318,14 +299,16 @@ pub struct Head {
 }
 
 /// Answers a request, whatever it is.
-pub async fn answer<S, B, E>(door: Arc<Door>, head: Head, body: S) -> Response
+pub async fn answer<S, B, E>(door: Arc<Door>, head: Box<Head>, body: S) -> Response
 where
     S: Stream<Item = Result<B, E>> + Send,
     B: Buf + Send,
     E: Send,
 {
     let started = Instant::now();
-    let id = request_id(&head.headers);
+    let named = request_id(&head.headers);
+    let is_new = named.is_none();
+    let id = named.unwrap_or_else(new_ulid);
     let trace = trace(&head.headers);
     let correlation: Arc<str> = trace.map_or_else(|| Arc::clone(&id), |(trace, _)| trace.into());
     let found = find(&head.method, &head.path);
@@ -336,28 +319,34 @@ where
     let method = method_label(&head.method);
     let is_head = head.method == Method::HEAD;
 
-    let secure = door.config.proxies.client(head.peer, &head.headers).secure;
+    let client = door.config.proxies.client(head.peer, &head.headers);
     let origins = &door.config.cors_origins;
-    let asked = Asked::of(origins, &head.method, &head.headers, secure);
+    let asked = Asked::of(origins, &head.method, &head.headers, client.secure);
     let wanted = Wanted::of(&head.headers);
     let is_for_people = pages::is_for_people(&head.path, &head.headers);
 
     // Without a trace of its caller's, a request's own id is the one to follow.
-    let (traced, parent) = (trace.map(|_| tracing::field::display(&correlation)), trace.map(|(_, parent)| parent));
+    let (traced, parent) = trace.unzip();
     let status = tracing::field::Empty;
-    let span = tracing::info_span!("request", %id, %method, %route, trace = traced, parent, status);
+    let span = tracing::info_span!("request", id = &*id, method, route, trace = traced, parent, status);
     let mut borne = HeaderMap::new();
-    let answered = async {
-        let answer = match run(&door, head, body, found, &id, &correlation, &mut borne).await {
-            Ok(answer) => answer,
-            Err(problem) if is_for_people => pages::problem_page(problem, &id),
-            Err(problem) => problem.into_answer(&id),
-        };
-        tracing::Span::current().record("status", answer.status.as_u16());
-        tracing::debug!(status = answer.status.as_u16(), micros = started.elapsed().as_micros() as u64, "answered");
+    let arrival = Arrival { id: Arc::clone(&id), is_new, correlation, client };
+    let answer = {
+        let mut answered = pin!(async {
+            match run(&door, head, body, found, arrival, &mut borne).await {
+                Ok(answer) => answer,
+                Err(problem) if is_for_people => pages::problem_page(problem, &id),
+                Err(problem) => problem.into_answer(&id),
+            }
+        });
+        // As `Instrument` does it, but without a copy of all that the request is.
+        let answer = poll_fn(|context| span.in_scope(|| answered.as_mut().poll(context))).await;
+        let (status, micros) = (answer.status.as_u16(), started.elapsed().as_micros() as u64);
+        span.record("status", status);
+        tracing::debug!(parent: &span, status, micros, "answered");
         answer
     };
-    let mut answer = wanted.apply(answered.instrument(span).await).await;
+    let mut answer = wanted.apply(answer).await;
 
     let status = answer.status.as_u16();
     door.metrics.http_requests.get_or_create(&metrics::Answered { route, method, status }).inc();
@@ -387,14 +376,24 @@ fn method_label(method: &Method) -> &'static str {
     }
 }
 
+/// What is known of a request before it is looked at.
+struct Arrival {
+    id: Arc<str>,
+    /// The id was made here: nobody else knows it.
+    is_new: bool,
+    correlation: Arc<str>,
+    client: Client,
+}
+
+/// What not every request comes to is boxed: each is as large as the largest thing that it may wait for.
+///
 /// `borne` takes the headers that the answer bears whatever becomes of the request.
 async fn run<S, B, E>(
     door: &Arc<Door>,
-    head: Head,
+    head: Box<Head>,
     body: S,
     found: Found,
-    id: &Arc<str>,
-    correlation: &Arc<str>,
+    arrival: Arrival,
     borne: &mut HeaderMap,
 ) -> Result<Answer, Problem>
 where
@@ -403,7 +402,7 @@ where
     E: Send,
 {
     let has_body = !matches!(head.method, Method::GET | Method::HEAD | Method::OPTIONS);
-    let Client { address: client, secure } = door.config.proxies.client(head.peer, &head.headers);
+    let Arrival { id, is_new, correlation, client: Client { address: client, secure } } = arrival;
     let admitted = admit(door, &head, client, found, borne).await;
     let (route, params, credential) = match admitted {
         Ok(Admitted::Handler(route, params, credential)) => (route, params, credential),
@@ -411,7 +410,7 @@ where
         Err(problem) => {
             // Closing on unread bytes could lose the answer on its way.
             if has_body {
-                skip_body(body, &head.headers, &door.config).await;
+                Box::pin(skip_body(body, &head.headers, &door.config)).await;
             }
             return Err(problem);
         }
@@ -426,18 +425,19 @@ where
     let kept_as = key.map(|key| idempotency::entity_id(&credential, client, &head.method, &head.path, key));
     let seed = match &kept_as {
         // Nothing repeats it, and whoever only looks makes nothing.
-        None => Seed { id: if has_body { Ulid::new().to_string() } else { String::new() }, secret: String::new() },
+        None if !has_body => Seed::default(),
+        None => Seed { id: if is_new { id.to_string() } else { new_ulid().to_string() }, secret: String::new() },
         Some(kept_as) => {
             let fingerprint = idempotency::fingerprint(&door.identity.secret, &head.query, &head.headers, &body);
-            match idempotency::begin(door, kept_as, fingerprint, correlation).await? {
+            match Box::pin(idempotency::begin(door, kept_as, fingerprint, &correlation)).await? {
                 Begun::Work(seed) => seed,
                 Begun::Replay(answer) => return Ok(answer),
             }
         }
     };
     let request = Request {
-        id: Arc::clone(id),
-        correlation: Arc::clone(correlation),
+        id: Arc::clone(&id),
+        correlation: Arc::clone(&correlation),
         params,
         query: head.query,
         headers: head.headers,
@@ -454,9 +454,9 @@ where
     let seal_by = sealing::key_of(&request.credential, door.now());
     let answer = match (route.handler)(Arc::clone(door), request).await {
         Ok(answer) => answer,
-        Err(problem) => problem.into_answer(id),
+        Err(problem) => problem.into_answer(&id),
     };
-    Ok(idempotency::finish(door, &kept_as, answer, seal_by, correlation).await)
+    Ok(Box::pin(idempotency::finish(door, &kept_as, answer, seal_by, &correlation)).await)
 }
 
 enum Admitted {

@@ -1,7 +1,7 @@
 //! Accepting connections: how many, for how long, and how they end.
 //!
 //! Our own loop around `warp::service`, because warp's server has no TCP_NODELAY, no limit of connections, no timeouts
-//! and no deadline for a shutdown. Each connection runs in a task of its own with a clock beside it:
+//! and no deadline for a shutdown. Each connection runs in a task of its own, and the loop looks at all of them every `LOOK`:
 //!
 //! | it is | and ends when |
 //! |---|---|
@@ -26,9 +26,9 @@ use hyper_util::service::TowerToHyperService;
 use prometheus_client::metrics::counter::Counter;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
-use tokio::sync::{Notify, watch};
+use tokio::sync::Notify;
 use tokio::task::JoinSet;
-use tokio::time::Instant;
+use tokio::time::{Instant, MissedTickBehavior};
 use ulid::Ulid;
 use warp::http::header::{CONNECTION, HeaderValue, TRANSFER_ENCODING};
 use warp::http::{Request, Response, StatusCode, Uri, Version};
@@ -48,8 +48,10 @@ const BACKLOG: u32 = 4096;
 const SEND_BUFFER_BYTES: u32 = 128 * 1024;
 /// How long the loop rests when the system has no more sockets to give.
 const ACCEPT_REST: Duration = Duration::from_millis(50);
-/// How exact a connection's clock is.
-const TICK: Duration = Duration::from_secs(2);
+/// How exactly a connection knows when something came or went.
+const BEAT: Duration = Duration::from_millis(100);
+/// How often it is looked whether somebody rests or does not do its part: after so many beats.
+const LOOK: u32 = 20;
 /// How long a connection that was told to end may take.
 const FAREWELL: Duration = Duration::from_secs(5);
 /// A connection that has rested so long gives its place to a new one when there is none left.
@@ -59,7 +61,6 @@ const GIVING_WAY_MAX: usize = 32;
 /// How long nobody is looked for when nobody was found.
 const FULL_LOOK: Duration = Duration::from_millis(100);
 const DRAIN_LOOK: Duration = Duration::from_millis(20);
-const HEADERS_MAX: usize = 100;
 const HEAD_BYTES_MAX: usize = 64 * 1024;
 const STREAMS_MAX: u32 = 128;
 
@@ -100,8 +101,9 @@ pub async fn serve_on(listener: TcpListener, door: Door, ready: impl Future<Outp
     let config = Arc::clone(&door.config);
     let service = TowerToHyperService::new(warp::service(filter(Arc::clone(&door))));
     let builder = Arc::new(builder());
-    let (draining, drained) = watch::channel(false);
     let mut connections = Connections::new(config.connections_max);
+    let mut clock = tokio::time::interval(BEAT);
+    clock.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let (mut ready, mut is_open) = (pin!(ready), false);
     let mut shutdown = pin!(shutdown);
     let tls_keeper = config.tls.clone().map(|tls| tokio::spawn(tls.keep_fresh()));
@@ -117,6 +119,7 @@ pub async fn serve_on(listener: TcpListener, door: Door, ready: impl Future<Outp
                 is_open = true;
                 door.opened();
             }
+            _ = clock.tick() => connections.beat(&config),
             // Ended connections are cleared away as they end, so that the set counts those that are open.
             () = connections.one_ended() => {
                 door.metrics.http_connections.set(count(connections.open()));
@@ -131,13 +134,12 @@ pub async fn serve_on(listener: TcpListener, door: Door, ready: impl Future<Outp
                 }
                 Ok((stream, address)) => {
                     let _ = stream.set_nodelay(true);
-                    let pulse = Arc::new(Pulse::new());
+                    let pulse = Arc::new(Pulse::new(Arc::clone(&connections.beats)));
                     let converse = Converse {
                         peer: Peer { address: address.ip(), secure: config.tls.is_some() },
                         builder: Arc::clone(&builder),
                         service: service.clone(),
                         config: Arc::clone(&config),
-                        drained: drained.clone(),
                         pulse: Arc::clone(&pulse),
                         failed_handshakes: door.metrics.http_tls_handshakes_failed.clone(),
                     };
@@ -157,12 +159,15 @@ pub async fn serve_on(listener: TcpListener, door: Door, ready: impl Future<Outp
     drop(listener);
     door.draining();
     door.sessions.drain();
-    let _ = draining.send(true);
+    connections.leave(config.drain_deadline);
     tracing::info!(connections = connections.open(), sessions = door.sessions.open(), "draining");
     let deadline = Instant::now() + config.drain_deadline;
     let finished = async {
         while connections.open() > 0 {
-            connections.one_ended().await;
+            tokio::select! {
+                () = connections.one_ended() => {}
+                _ = clock.tick() => connections.beat(&config),
+            }
         }
         while door.sessions.open() > 0 {
             tokio::time::sleep(DRAIN_LOOK).await;
@@ -182,6 +187,9 @@ pub async fn serve_on(listener: TcpListener, door: Door, ready: impl Future<Outp
 /// The connections that are open, and who of them gives way to others.
 struct Connections {
     max: usize,
+    beats: Arc<Beats>,
+    /// Beats since they were looked at.
+    unseen: u32,
     tasks: JoinSet<()>,
     pulses: HashMap<tokio::task::Id, Arc<Pulse>>,
     /// Those that were asked to give way and are not gone yet: they do not count, so that as many more may be open.
@@ -192,7 +200,15 @@ struct Connections {
 
 impl Connections {
     fn new(max: usize) -> Self {
-        Connections { max, tasks: JoinSet::new(), pulses: HashMap::new(), giving_way: 0, full_until: Instant::now() }
+        Connections {
+            max,
+            beats: Arc::new(Beats::new()),
+            unseen: 0,
+            tasks: JoinSet::new(),
+            pulses: HashMap::new(),
+            giving_way: 0,
+            full_until: Instant::now(),
+        }
     }
 
     fn open(&self) -> usize {
@@ -202,6 +218,22 @@ impl Connections {
     fn add(&mut self, pulse: Arc<Pulse>, connection: impl Future<Output = ()> + Send + 'static) {
         let task = self.tasks.spawn(connection).id();
         self.pulses.insert(task, pulse);
+    }
+
+    /// Reads the clock, and looks at all of them when it is time.
+    fn beat(&mut self, config: &Config) {
+        let now = self.beats.beat();
+        self.unseen += 1;
+        if self.unseen >= LOOK {
+            self.unseen = 0;
+            self.pulses.values().for_each(|pulse| pulse.look(now, config));
+        }
+    }
+
+    /// All are to end what is under way, and may take so long.
+    fn leave(&self, within: Duration) {
+        let by = self.beats.beat() + within.as_millis() as u64;
+        self.pulses.values().for_each(|pulse| pulse.leave(by));
     }
 
     /// Waits for one to end; for ever while none is open.
@@ -226,9 +258,10 @@ impl Connections {
         if self.giving_way >= GIVING_WAY_MAX || Instant::now() < self.full_until {
             return false;
         }
-        let mut resting: Vec<(Instant, &Arc<Pulse>)> =
+        let now = self.beats.beat();
+        let mut resting: Vec<(u64, &Arc<Pulse>)> =
             self.pulses.values().filter_map(|pulse| Some((pulse.rests_since()?, pulse))).collect();
-        resting.retain(|(since, _)| since.elapsed() >= REST_MIN);
+        resting.retain(|(since, _)| u128::from(now.saturating_sub(*since)) >= REST_MIN.as_millis());
         if resting.is_empty() {
             self.full_until = Instant::now() + FULL_LOOK;
             return false;
@@ -240,7 +273,7 @@ impl Connections {
         }
         for (_, pulse) in &resting {
             pulse.gives_way.store(true, Ordering::Relaxed);
-            pulse.asked_to_go.notify_one();
+            pulse.leave(now + FAREWELL.as_millis() as u64);
         }
         self.giving_way += resting.len();
         true
@@ -267,21 +300,22 @@ fn filter(door: Arc<Door>) -> impl Filter<Extract = (impl warp::Reply,), Error =
 
 /// A request's head on its way past warp, whose own filters would copy all of it.
 #[derive(Clone)]
-struct Handed(Arc<Mutex<Option<Head>>>);
+struct Handed(Arc<Mutex<Option<Box<Head>>>>);
 
 impl Handed {
     fn new(head: Head) -> Self {
-        Handed(Arc::new(Mutex::new(Some(head))))
+        Handed(Arc::new(Mutex::new(Some(Box::new(head)))))
     }
 
-    fn take(&self) -> Option<Head> {
+    fn take(&self) -> Option<Box<Head>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 }
 
 fn builder() -> auto::Builder<TokioExecutor> {
     let mut builder = auto::Builder::new(TokioExecutor::new());
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(None).max_headers(HEADERS_MAX).max_buf_size(HEAD_BYTES_MAX);
+    // A request has a hundred headers at most, which is what hyper says by itself: said once more it takes hyper longer.
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(None).max_buf_size(HEAD_BYTES_MAX);
     builder.http2().timer(TokioTimer::new()).max_concurrent_streams(STREAMS_MAX).max_header_list_size(HEAD_BYTES_MAX as u32);
     builder
 }
@@ -301,7 +335,6 @@ struct Converse<S> {
     builder: Arc<auto::Builder<TokioExecutor>>,
     service: S,
     config: Arc<Config>,
-    drained: watch::Receiver<bool>,
     pulse: Arc<Pulse>,
     failed_handshakes: Counter,
 }
@@ -315,14 +348,13 @@ where
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
     /// One connection, from its first byte to its last. A handshake that fails or lasts ends it.
-    async fn welcome(mut self, stream: TcpStream) {
+    async fn welcome(self, stream: TcpStream) {
         let config = Arc::clone(&self.config);
         let Some(tls) = &config.tls else { return self.converse(stream).await };
         let handshake = tokio::time::timeout(config.handshake_timeout, tls.acceptor().accept(stream));
         let shaken = tokio::select! {
             // Nothing was asked yet that could be finished.
-            _ = self.drained.changed() => return,
-            () = self.pulse.asked_to_go.notified() => return,
+            () = self.pulse.told.notified() => return,
             shaken = handshake => shaken,
         };
         match shaken {
@@ -342,50 +374,58 @@ where
     }
 
     async fn converse<T: AsyncRead + AsyncWrite + Send + Unpin + 'static>(self, stream: T) {
-        let Converse { peer, builder, service, config, mut drained, pulse, .. } = self;
+        let Converse { peer, builder, service, pulse, .. } = self;
         let io = TokioIo::new(Felt { stream, pulse: Arc::clone(&pulse), refusal: None });
         let service = Counted { service, peer, pulse: Arc::clone(&pulse) };
         let mut connection = pin!(builder.serve_connection_with_upgrades(io, service));
-        let mut farewell: Option<Instant> = None;
-        let mut clock = tokio::time::interval_at(Instant::now() + TICK, TICK);
-        clock.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             tokio::select! {
+                biased;
                 ended = connection.as_mut() => {
                     if let Err(error) = ended {
                         tracing::debug!(%error, "a connection ended badly");
                     }
                     return;
                 }
-                changed = drained.changed(), if farewell.is_none() => {
-                    // A closed channel means the loop is gone: the same farewell.
-                    let _ = changed;
-                    connection.as_mut().graceful_shutdown();
-                    // Requests in flight end by themselves, or with the drain's deadline.
-                    farewell = Some(Instant::now() + config.drain_deadline);
-                }
-                () = pulse.asked_to_go.notified(), if farewell.is_none() => {
-                    connection.as_mut().graceful_shutdown();
-                    farewell = Some(Instant::now() + FAREWELL);
-                }
-                _ = clock.tick() => match pulse.verdict(&config) {
-                    _ if farewell.is_some_and(|farewell| Instant::now() > farewell) => return,
-                    Verdict::Fine => {}
-                    Verdict::Stuck => return,
-                    Verdict::Idle if farewell.is_none() => {
-                        connection.as_mut().graceful_shutdown();
-                        farewell = Some(Instant::now() + FAREWELL);
+                () = pulse.told.notified() => {
+                    if pulse.is_over() {
+                        return;
                     }
-                    Verdict::Idle => {}
-                },
+                    connection.as_mut().graceful_shutdown();
+                }
             }
         }
     }
 }
 
-/// What a connection's clock knows. All moments are milliseconds since the connection began, 0 for none.
-struct Pulse {
+/// The time as all connections have it, in milliseconds since the door opened and from 1 on. Read once for many: each request
+/// asks for it several times.
+struct Beats {
     began: Instant,
+    now: AtomicU64,
+}
+
+impl Beats {
+    fn new() -> Self {
+        Beats { began: Instant::now(), now: AtomicU64::new(1) }
+    }
+
+    /// Reads the clock.
+    fn beat(&self) -> u64 {
+        let now = u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX).max(1);
+        self.now.store(now, Ordering::Relaxed);
+        now
+    }
+
+    /// As it was at the last beat.
+    fn now(&self) -> u64 {
+        self.now.load(Ordering::Relaxed)
+    }
+}
+
+/// What a connection's clock knows. All moments are [`Beats`], 0 for none.
+struct Pulse {
+    beats: Arc<Beats>,
     in_flight: AtomicUsize,
     /// When the last request ended.
     resting_since: AtomicU64,
@@ -402,7 +442,10 @@ struct Pulse {
     multiplexed: AtomicBool,
     /// Its place is needed for somebody else.
     gives_way: AtomicBool,
-    asked_to_go: Notify,
+    /// When it must be gone.
+    leave_by: AtomicU64,
+    /// That it is to go, or is over.
+    told: Notify,
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -415,19 +458,21 @@ enum Verdict {
 }
 
 impl Pulse {
-    fn new() -> Self {
+    fn new(beats: Arc<Beats>) -> Self {
+        let now = beats.now();
         Pulse {
-            began: Instant::now(),
+            beats,
             in_flight: AtomicUsize::new(0),
-            resting_since: AtomicU64::new(1),
+            resting_since: AtomicU64::new(now),
             // A connection that was just opened owes its first head.
-            head_since: AtomicU64::new(1),
+            head_since: AtomicU64::new(now),
             stuck_since: AtomicU64::new(0),
             untaken: AtomicUsize::new(0),
             taken_at: AtomicU64::new(0),
             multiplexed: AtomicBool::new(false),
             gives_way: AtomicBool::new(false),
-            asked_to_go: Notify::new(),
+            leave_by: AtomicU64::new(0),
+            told: Notify::new(),
         }
     }
 
@@ -436,44 +481,63 @@ impl Pulse {
     }
 
     /// Since when nothing is asked; `None` while something is, or when it is about to go.
-    fn rests_since(&self) -> Option<Instant> {
+    fn rests_since(&self) -> Option<u64> {
         let resting = !self.is_busy() && !self.gives_way.load(Ordering::Relaxed);
-        resting.then(|| self.began + Duration::from_millis(self.resting_since.load(Ordering::Relaxed)))
+        resting.then(|| self.resting_since.load(Ordering::Relaxed))
     }
 
     /// From now on the peer owes its first head.
     fn expect_head(&self) {
-        self.head_since.store(self.now(), Ordering::Relaxed);
+        self.head_since.store(self.beats.now(), Ordering::Relaxed);
     }
 
-    fn now(&self) -> u64 {
-        u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX).max(1)
+    /// It is to end what is under way, and to be gone by then; if it was told so already, nothing changes.
+    fn leave(&self, by: u64) {
+        if self.leave_by.compare_exchange(0, by, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
+            self.told.notify_one();
+        }
     }
 
-    fn longer_than(&self, since: &AtomicU64, limit: Duration) -> bool {
-        let since = since.load(Ordering::Relaxed);
-        since > 0 && u128::from(self.now().saturating_sub(since)) > limit.as_millis()
+    /// Whether it had its time to leave.
+    fn is_over(&self) -> bool {
+        (1..self.beats.now()).contains(&self.leave_by.load(Ordering::Relaxed))
     }
 
-    fn verdict(&self, config: &Config) -> Verdict {
-        if self.longer_than(&self.stuck_since, config.write_timeout) {
+    fn look(&self, now: u64, config: &Config) {
+        match self.verdict(now, config) {
+            Verdict::Stuck => {
+                self.leave_by.store(1, Ordering::Relaxed);
+                self.told.notify_one();
+            }
+            _ if self.is_over() => self.told.notify_one(),
+            Verdict::Idle => self.leave(now + FAREWELL.as_millis() as u64),
+            Verdict::Fine => {}
+        }
+    }
+
+    fn verdict(&self, now: u64, config: &Config) -> Verdict {
+        let longer_than = |limit: Duration, since: &AtomicU64| {
+            let since = since.load(Ordering::Relaxed);
+            since > 0 && u128::from(now.saturating_sub(since)) > limit.as_millis()
+        };
+        if longer_than(config.write_timeout, &self.stuck_since) {
             return Verdict::Stuck;
         }
-        if self.untaken.load(Ordering::Relaxed) > 0 && self.longer_than(&self.taken_at, config.write_timeout) {
+        if self.untaken.load(Ordering::Relaxed) > 0 && longer_than(config.write_timeout, &self.taken_at) {
             return Verdict::Stuck;
         }
         if self.is_busy() {
             return Verdict::Fine;
         }
-        if self.longer_than(&self.head_since, config.head_timeout) {
+        if longer_than(config.head_timeout, &self.head_since) {
             return Verdict::Stuck;
         }
-        if self.longer_than(&self.resting_since, config.idle_timeout) { Verdict::Idle } else { Verdict::Fine }
+        if longer_than(config.idle_timeout, &self.resting_since) { Verdict::Idle } else { Verdict::Fine }
     }
 
     fn heard(&self) {
         if !self.is_busy() && !self.multiplexed.load(Ordering::Relaxed) {
-            let _ = self.head_since.compare_exchange(0, self.now(), Ordering::Relaxed, Ordering::Relaxed);
+            let _ = self.head_since.compare_exchange(0, self.beats.now(), Ordering::Relaxed, Ordering::Relaxed);
         }
     }
 
@@ -499,7 +563,7 @@ impl InFlight {
     fn offers(&mut self, more: bool) {
         if more != self.is_untaken {
             self.is_untaken = more;
-            self.pulse.taken_at.store(self.pulse.now(), Ordering::Relaxed);
+            self.pulse.taken_at.store(self.pulse.beats.now(), Ordering::Relaxed);
             match more {
                 true => self.pulse.untaken.fetch_add(1, Ordering::Relaxed),
                 false => self.pulse.untaken.fetch_sub(1, Ordering::Relaxed),
@@ -511,7 +575,7 @@ impl InFlight {
 impl Drop for InFlight {
     fn drop(&mut self) {
         self.offers(false);
-        self.pulse.resting_since.store(self.pulse.now(), Ordering::Relaxed);
+        self.pulse.resting_since.store(self.pulse.beats.now(), Ordering::Relaxed);
         self.pulse.in_flight.fetch_sub(1, Ordering::Relaxed);
     }
 }
@@ -642,7 +706,7 @@ impl<T> Felt<T> {
         let since = &self.pulse.stuck_since;
         match polled.is_pending() {
             true => {
-                let _ = since.compare_exchange(0, self.pulse.now(), Ordering::Relaxed, Ordering::Relaxed);
+                let _ = since.compare_exchange(0, self.pulse.beats.now(), Ordering::Relaxed, Ordering::Relaxed);
             }
             false => since.store(0, Ordering::Relaxed),
         }
@@ -755,31 +819,31 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_connection_ends_when_its_peer_does_not_do_its_part() {
         let config = Config::default();
-        let pulse = Arc::new(Pulse::new());
+        let pulse = Arc::new(Pulse::new(Arc::new(Beats::new())));
         let pass = |seconds| tokio::time::advance(Duration::from_secs(seconds));
         pass(9).await;
-        assert_eq!(pulse.verdict(&config), Verdict::Fine);
+        assert_eq!(pulse.verdict(pulse.beats.beat(), &config), Verdict::Fine);
         pass(2).await;
-        assert_eq!(pulse.verdict(&config), Verdict::Stuck, "no head at all");
+        assert_eq!(pulse.verdict(pulse.beats.beat(), &config), Verdict::Stuck, "no head at all");
 
         let request = pulse.begin(Version::HTTP_11);
         pass(600).await;
-        assert_eq!(pulse.verdict(&config), Verdict::Fine, "a long answer is no fault");
+        assert_eq!(pulse.verdict(pulse.beats.beat(), &config), Verdict::Fine, "a long answer is no fault");
         drop(request);
         pass(70).await;
-        assert_eq!(pulse.verdict(&config), Verdict::Fine);
+        assert_eq!(pulse.verdict(pulse.beats.beat(), &config), Verdict::Fine);
         pass(10).await;
-        assert_eq!(pulse.verdict(&config), Verdict::Idle);
+        assert_eq!(pulse.verdict(pulse.beats.beat(), &config), Verdict::Idle);
         pulse.heard();
         pass(11).await;
-        assert_eq!(pulse.verdict(&config), Verdict::Stuck, "a head that does not end");
+        assert_eq!(pulse.verdict(pulse.beats.beat(), &config), Verdict::Stuck, "a head that does not end");
     }
 
     /// Asks by HTTP/2 for an answer of 100 bytes, with room for so many, and returns when the connection is closed and what
     /// was said.
     async fn closed_after(window_bytes: u32) -> (Duration, Vec<u8>) {
         let (mut client, server) = tokio::io::duplex(1024 * 1024);
-        let (_draining, drained) = watch::channel(false);
+        let pulse = Arc::new(Pulse::new(Arc::new(Beats::new())));
         let answer = |_: Request<Incoming>| async {
             Ok::<_, std::convert::Infallible>(Response::new(http_body_util::Full::new(Bytes::from(vec![b'x'; 100]))))
         };
@@ -788,11 +852,16 @@ mod tests {
             builder: Arc::new(builder()),
             service: warp::hyper::service::service_fn(answer),
             config: Arc::new(Config::default()),
-            drained,
-            pulse: Arc::new(Pulse::new()),
+            pulse: Arc::clone(&pulse),
             failed_handshakes: Counter::default(),
         };
         tokio::spawn(converse.converse(server));
+        tokio::spawn(async move {
+            loop {
+                tokio::time::sleep(BEAT * LOOK).await;
+                pulse.look(pulse.beats.beat(), &Config::default());
+            }
+        });
         let mut said = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
         // SETTINGS with the room of each stream; HEADERS of one whole request.
         said.extend([0, 0, 6, 4, 0, 0, 0, 0, 0, 0, 4]);
@@ -816,7 +885,7 @@ mod tests {
         for (window_bytes, limit) in [(0, config.write_timeout), (10, config.idle_timeout + FAREWELL)] {
             let (took, heard) = closed_after(window_bytes).await;
             assert!(!all(&heard));
-            assert!(took < limit + TICK * 3, "{window_bytes}: {took:?}");
+            assert!(took < limit + BEAT * LOOK * 3, "{window_bytes}: {took:?}");
         }
     }
 

@@ -6,6 +6,7 @@
 
 use std::collections::HashMap;
 
+use memchr::memmem;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use sled::{Batch, Tree};
@@ -159,11 +160,12 @@ impl Sales {
 
     /// Whether a batch of a sale may change its line. What is not understood may.
     pub(super) fn cares(committed: &Committed) -> bool {
-        let Ok(text) = std::str::from_utf8(&committed.batch.payload) else { return true };
+        let payload = &committed.batch.payload;
         let mut passed = 0;
-        for record in text.split(MARK).skip(1) {
-            let name = record.split('"').next().unwrap_or_default();
-            if !PASSED.contains(&name) {
+        for at in memmem::find_iter(payload, MARK.as_bytes()) {
+            let rest = payload.get(at + MARK.len()..).unwrap_or_default();
+            let is_passed = |name: &&str| rest.strip_prefix(name.as_bytes()).is_some_and(|rest| rest.starts_with(b"\""));
+            if !PASSED.iter().any(is_passed) {
                 return true;
             }
             passed += 1;

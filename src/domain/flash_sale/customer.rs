@@ -39,8 +39,9 @@ impl Customer {
     }
 
     fn guest(digits: &str) -> Option<Self> {
-        let is_whole = digits.len() == GUEST_DIGITS && digits.bytes().all(|digit| digit.is_ascii_hexdigit());
-        is_whole.then(|| u128::from_str_radix(digits, 16).ok()).flatten().map(|hash| Customer(hash | GUEST))
+        let joined = |hash: u128, digit: u8| Some(hash << 4 | u128::from(char::from(digit).to_digit(16)?));
+        let hash = digits.bytes().try_fold(0, joined).filter(|_| digits.len() == GUEST_DIGITS)?;
+        Some(Customer(hash | GUEST))
     }
 
     fn parse(text: &str) -> Option<Self> {

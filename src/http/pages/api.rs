@@ -147,7 +147,7 @@ impl<'a> Api<'a> {
         let body = stream::iter([Ok::<_, Infallible>(body)]);
         // Boxed, because an answer to a page is made of answers.
         let answering: std::pin::Pin<Box<dyn Future<Output = _> + Send>> =
-            Box::pin(routes::answer(Arc::clone(self.door), head, body));
+            Box::pin(routes::answer(Arc::clone(self.door), Box::new(head), body));
         let (parts, body) = answering.await.into_parts();
         let body = body.collect().await.map_err(|error| Refused::unreadable(&error))?.to_bytes();
         if !parts.status.is_success() {
