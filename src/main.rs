@@ -113,6 +113,11 @@ struct ServeArgs {
     #[arg(long = "cors-origin", value_name = "URL", env = "SOUK_CORS_ORIGIN", value_delimiter = ',')]
     cors_origins: Vec<Origin>,
 
+    /// Threads that work on requests, besides those of the journal, the pushes and the disk; one for each core if not said
+    /// otherwise
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024), env = "SOUK_THREADS")]
+    threads: Option<u16>,
+
     /// Commands that may wait for one entity; past it callers hear 503 at once
     #[arg(long, value_name = "N", default_value_t = 1_024, env = "SOUK_WAITING_PER_ENTITY")]
     waiting_per_entity: usize,
@@ -362,6 +367,9 @@ fn main() -> ExitCode {
         Command::Rehearse(_) => tokio::runtime::Builder::new_current_thread(),
         _ => tokio::runtime::Builder::new_multi_thread(),
     };
+    if let Command::Serve(ServeArgs { threads: Some(threads), .. }) = &cli.command {
+        tokio.worker_threads(usize::from(*threads));
+    }
     let tokio = match tokio.enable_all().build() {
         Ok(tokio) => tokio,
         Err(error) => return failed(&error),

@@ -32,7 +32,7 @@ const ROUNDS: usize = 3;
 const CONNECTIONS: usize = 64;
 /// A node whose requests are worked on by one thread, as in Redis: where there are two cores, the other one is the load's and
 /// the journal's.
-const ONE_WORKER: [(&str, &str); 1] = [("TOKIO_WORKER_THREADS", "1")];
+const ONE_THREAD: [&str; 2] = ["--threads", "1"];
 /// Callers of a sale in the same process.
 const CALLERS: usize = 1_024;
 /// Every so many attempts there is one more of a buyer who has been here.
@@ -55,7 +55,7 @@ trait Counter {
 
 pub fn run(tokio: &tokio::runtime::Runtime, others: &Others) {
     let load = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let (bare, souk, alone) = (Bare::start(), Served::start(&[]), Served::start(&ONE_WORKER));
+    let (bare, souk, alone) = (Bare::start(), Served::start(&[]), Served::start(&ONE_THREAD));
     let buyers = others.buyers;
     println!("{buyers} buyers, {CONNECTIONS} connections each ({CALLERS} callers in process), {ROUNDS} rounds in turns");
     let mut results: Vec<(&str, Vec<Round>)> = [
@@ -63,7 +63,7 @@ pub fn run(tokio: &tokio::runtime::Runtime, others: &Others) {
         "Redis, AOF always",
         "Redis, AOF everysec",
         "Souk over HTTP",
-        "Souk over HTTP, one worker",
+        "Souk over HTTP, one thread",
         "a bare warp route",
         "Souk in process",
     ]
@@ -104,7 +104,7 @@ pub fn run(tokio: &tokio::runtime::Runtime, others: &Others) {
 /// Souk over HTTP by itself, with what the node's processor does for one claim: that depends less on who else uses the machine.
 pub fn over_http(buyers: u64) {
     let load = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let nodes = [("", Served::start(&[])), (" by one worker", Served::start(&ONE_WORKER))];
+    let nodes = [("", Served::start(&[])), (" by one thread", Served::start(&ONE_THREAD))];
     for (how, souk) in nodes.iter().cycle().take(ROUNDS * nodes.len()) {
         let before = sale::processor(souk.serving.0.id());
         let round = load.block_on(souk.sell(buyers));
@@ -409,11 +409,11 @@ struct Made {
 
 impl Served {
     /// With this added to its environment.
-    fn start(environment: &[(&str, &str)]) -> Served {
+    fn start(arguments: &[&str]) -> Served {
         let data = tempfile::tempdir().unwrap();
         let mut serve = Program::new(env!("CARGO_BIN_EXE_souk"));
         serve.args(["serve", "--no-limits", "--listen", "127.0.0.1:0", "--data"]).arg(data.path());
-        serve.envs(environment.iter().copied());
+        serve.args(arguments);
         let serving = Serving(serve.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap());
         let (address, until) = (data.path().join("address"), Instant::now() + START_WITHIN);
         loop {

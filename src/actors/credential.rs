@@ -233,6 +233,17 @@ mod tests {
     }
 
     #[test]
+    fn bytes_are_written_as_two_digits_each_however_many_there_are() {
+        let bytes: Vec<u8> = (0..=255).collect();
+        for count in [0, 1, 3, 4, 5, 32, 256] {
+            let bytes = &bytes[256 - count..];
+            let expected: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+            assert_eq!(hex(bytes), expected);
+        }
+        assert_eq!(hex(&bytes[..18]), "000102030405060708090a0b0c0d0e0f1011");
+    }
+
+    #[test]
     fn a_token_or_an_account_opens_what_is_its_own_and_nothing_else() {
         let guests = |token: &str| Owner::Guest { token_sha256: sha256_hex(token.as_bytes()) };
         let ada = || Owner::Account { user: "ada".into() };
