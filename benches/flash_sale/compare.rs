@@ -408,7 +408,7 @@ struct Made {
 }
 
 impl Served {
-    /// With this added to its environment.
+    /// With these arguments besides.
     fn start(arguments: &[&str]) -> Served {
         let data = tempfile::tempdir().unwrap();
         let mut serve = Program::new(env!("CARGO_BIN_EXE_souk"));

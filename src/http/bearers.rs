@@ -54,11 +54,10 @@ impl Bearers {
 
     /// Whose token this is, if it can be no account's or was looked at lately.
     pub fn known(&self, token: Option<&str>) -> Option<Credential> {
-        let Some(token) = token.filter(|token| !token.is_empty()) else { return Some(Credential::Nobody) };
-        if is_guests(token) {
-            return Some(Credential::guest(token));
+        if let Some(credential) = of_no_account(token) {
+            return Some(credential);
         }
-        let known = self.known.get(token)?;
+        let known = self.known.get(token?)?;
         let counts = known.until > self.runtime.now() && !known.forgotten.load(Ordering::Acquire);
         counts.then(|| Credential::Account(Arc::clone(&known.account)))
     }
@@ -165,20 +164,21 @@ fn operator() -> Arc<Account> {
     Arc::new(Account { user: OPERATOR.into(), session: None, ranks: vec![Rank::Admin], shop: None, key: None })
 }
 
-/// What is neither a key nor signed can only be a guest's.
-fn is_guests(token: &str) -> bool {
-    token.len() <= TOKEN_BYTES_MAX && !token.starts_with(KEY_PREFIX) && !token.contains('.')
+/// Whose token this is, if it can be no account's: what is neither a key nor signed.
+fn of_no_account(token: Option<&str>) -> Option<Credential> {
+    let Some(token) = token.filter(|token| !token.is_empty()) else { return Some(Credential::Nobody) };
+    let is_guests = token.len() <= TOKEN_BYTES_MAX && !token.starts_with(KEY_PREFIX) && !token.contains('.');
+    is_guests.then(|| Credential::guest(token))
 }
 
 impl Gate for Bearers {
     fn recognise<'a>(&'a self, token: Option<&'a str>) -> BoxFuture<'a, Result<Credential, NotRecognised>> {
         Box::pin(async move {
-            match token.filter(|token| !token.is_empty()) {
-                None => Ok(Credential::Nobody),
-                Some(token) if token.len() > TOKEN_BYTES_MAX => Err(NotRecognised::Refused("no token is so long")),
-                Some(token) if token.starts_with(KEY_PREFIX) => self.of_key(token).await,
-                Some(token) if is_guests(token) => Ok(Credential::guest(token)),
-                Some(token) => self.of_token(token).await,
+            match (of_no_account(token), token.unwrap_or_default()) {
+                (Some(credential), _) => Ok(credential),
+                (None, token) if token.len() > TOKEN_BYTES_MAX => Err(NotRecognised::Refused("no token is so long")),
+                (None, token) if token.starts_with(KEY_PREFIX) => self.of_key(token).await,
+                (None, token) => self.of_token(token).await,
             }
         })
     }

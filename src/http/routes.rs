@@ -379,7 +379,7 @@ fn method_label(method: &Method) -> &'static str {
 /// What is known of a request before it is looked at.
 struct Arrival {
     id: Arc<str>,
-    /// The id was made here: nobody else knows it.
+    /// The id was made here: nothing else bears it.
     is_new: bool,
     correlation: Arc<str>,
     client: Client,
