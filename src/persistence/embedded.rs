@@ -2,8 +2,8 @@
 //!
 //! Roles. Callers put batches in a queue. The writer thread drains all that waits, checks each batch against its
 //! entity's version, writes what passes as one atomic fjall batch, flushes it with one `fdatasync`, and only then
-//! publishes it to followers and calls the `done`s. The queue needs no bound of its own: an entity has at most one write
-//! in flight, so the callers' admission bounds it.
+//! publishes it to followers and calls the `done`s. Then it makes `room` for the writes to come. The queue needs no bound of
+//! its own: an entity has at most one write in flight, so the callers' admission bounds it.
 //!
 //! It must never answer "stored" before the flush, never store half of a batch, and never start on a journal from which
 //! acknowledged records are missing.
@@ -63,6 +63,7 @@ use super::journal::{
     Agenda, Append, AppendError, Batch, Committed, Done, EntityKey, Journal, PAYLOAD_MAX_BYTES, Position, ReadError, Version,
     Wake,
 };
+use super::room::{self, Room};
 use super::write_ahead;
 use crate::domain::Timestamp;
 
@@ -811,6 +812,7 @@ impl Embedded {
         });
         let writer = Writer {
             known: Known::new(options.known_entities),
+            room: Room::new(database),
             core: core.clone(),
             store,
             options,
@@ -1020,6 +1022,7 @@ struct Writer {
     mark: Mark,
     highest: Position,
     known: Known,
+    room: Room,
     pending: VecDeque<Request>,
     space: Space,
 }
@@ -1082,6 +1085,7 @@ impl Writer {
         let mut batch = self.store.database.batch().durability(Some(PersistMode::SyncData));
         let mut keys = Vec::with_capacity(group.len());
         let mut accepted = Vec::with_capacity(group.len());
+        let mut bytes = 0;
         for Request { append, done } in group {
             match self.check(&append) {
                 Err(error) => answer(done, Err(error)),
@@ -1094,6 +1098,8 @@ impl Writer {
                     let head = Head { position, count: append.count, wake, is_packed: packed.is_some() };
                     let frame = encode_frame(&key, head, packed.as_deref().unwrap_or(&append.payload));
                     self.space.written += frame.len();
+                    // An item in each key space, at most.
+                    bytes += frame.len() + 3 * (key.len() + room::ITEM_BYTES);
                     batch.insert(&self.store.entities, Slice::from(&key), frame);
                     if wake != wake_before {
                         let entity = append.entity.as_str();
@@ -1115,7 +1121,10 @@ impl Writer {
         let last = Position(self.highest.0 + accepted.len() as u64);
         batch.insert(&self.store.positions, last.0.to_be_bytes(), encode_group(last.0, &keys));
         match catch_unwind(AssertUnwindSafe(|| batch.commit())) {
-            Ok(Ok(())) => self.publish(last, accepted),
+            Ok(Ok(())) => {
+                self.publish(last, accepted);
+                self.room.used(bytes);
+            }
             // fjall answers this before it writes anything.
             Ok(Err(fjall::Error::Poisoned)) => {
                 self.fail("the storage engine's background work failed".into(), accepted, AppendError::NotWritten);

@@ -11,6 +11,7 @@ pub mod migration;
 pub mod nats;
 pub mod nats_args;
 pub mod record;
+mod room;
 pub mod shared_snapshots;
 pub mod snapshots;
 pub mod token;

@@ -163,7 +163,7 @@ fn later_batch(bytes: &[u8], at: usize, after: Option<u64>) -> Option<usize> {
     (at + 1..bytes.len()).find(begins)
 }
 
-/// fjall fills its files with 64 MiB of zeros beforehand; whole pages of them are skipped at the speed of a comparison.
+/// A file of fjall's begins as 64 MiB of zeros; whole pages of them are skipped at the speed of a comparison.
 fn without_zeros(bytes: &[u8]) -> &[u8] {
     const PAGE: [u8; 4096] = [0; 4096];
     let pages = bytes.chunks(PAGE.len()).rposition(|page| *page != PAGE[..page.len()]).map_or(0, |last| last + 1);
@@ -201,7 +201,7 @@ fn walk(bytes: &[u8], survey: &mut Survey) -> Tail {
 }
 
 /// fjall's write-ahead files, oldest first.
-fn files(database: &Path) -> io::Result<Vec<PathBuf>> {
+pub(super) fn files(database: &Path) -> io::Result<Vec<PathBuf>> {
     let mut files = Vec::new();
     for entry in fs::read_dir(database)? {
         let path = entry?.path();
