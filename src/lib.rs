@@ -19,6 +19,7 @@
 pub mod actors;
 pub mod admin;
 pub mod cluster;
+pub mod cores;
 pub mod demo;
 pub mod domain;
 #[cfg(test)]

@@ -3,9 +3,11 @@
 use std::fs;
 use std::io::{self, IsTerminal, Write};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::num::NonZero;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::thread;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -34,7 +36,7 @@ use souk::persistence::inspect::{Inspection, inspect};
 use souk::persistence::nats_args::{DemandArgs, NatsArgs};
 use souk::persistence::{Embedded, OpenError, Options, Position};
 use souk::rehearse::RehearseArgs;
-use souk::{actors, demo, http};
+use souk::{actors, cores, demo, http};
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::{Layer, SubscriberExt};
 use tracing_subscriber::util::SubscriberInitExt;
@@ -113,8 +115,8 @@ struct ServeArgs {
     #[arg(long = "cors-origin", value_name = "URL", env = "SOUK_CORS_ORIGIN", value_delimiter = ',')]
     cors_origins: Vec<Origin>,
 
-    /// Threads that work on requests, besides those of the journal, the pushes and the disk; one for each core if not said
-    /// otherwise
+    /// Threads that work on requests, besides those of the journal, the pushes and the disk; if not said otherwise one for each
+    /// core, and then each stays on its own
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024), env = "SOUK_THREADS")]
     threads: Option<u16>,
 
@@ -367,8 +369,10 @@ fn main() -> ExitCode {
         Command::Rehearse(_) => tokio::runtime::Builder::new_current_thread(),
         _ => tokio::runtime::Builder::new_multi_thread(),
     };
-    if let Command::Serve(ServeArgs { threads: Some(threads), .. }) = &cli.command {
-        tokio.worker_threads(usize::from(*threads));
+    if let Command::Serve(ServeArgs { threads, .. }) = &cli.command {
+        let one_for_each_core = || thread::available_parallelism().map_or(1, NonZero::get);
+        let threads = threads.map_or_else(one_for_each_core, usize::from);
+        cores::spread(tokio.worker_threads(threads), threads);
     }
     let tokio = match tokio.enable_all().build() {
         Ok(tokio) => tokio,

@@ -71,7 +71,7 @@ fn fill(path: &Path, steps: usize, step: &mut [u8]) -> io::Result<()> {
     for from in (hole..end).step_by(len).take(steps) {
         let step = &mut step[..usize::try_from(end - from).unwrap_or(len).min(len)];
         file.read_exact_at(step, from)?;
-        if step.iter().any(|byte| *byte != 0) {
+        if !write_ahead::without_zeros(step).is_empty() {
             return Err(io::Error::other(format!("{}: data at {from}, where there should be a hole", path.display())));
         }
         file.write_all_at(step, from)?;

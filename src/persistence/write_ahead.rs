@@ -164,7 +164,7 @@ fn later_batch(bytes: &[u8], at: usize, after: Option<u64>) -> Option<usize> {
 }
 
 /// A file of fjall's begins as 64 MiB of zeros; whole pages of them are skipped at the speed of a comparison.
-fn without_zeros(bytes: &[u8]) -> &[u8] {
+pub(super) fn without_zeros(bytes: &[u8]) -> &[u8] {
     const PAGE: [u8; 4096] = [0; 4096];
     let pages = bytes.chunks(PAGE.len()).rposition(|page| *page != PAGE[..page.len()]).map_or(0, |last| last + 1);
     let bytes = &bytes[..bytes.len().min(pages * PAGE.len())];
