@@ -138,10 +138,14 @@ async fn a_slow_payment_is_accepted_first_and_paid_later_and_an_outage_stays_ope
     let stock = souk.inventory(&sku).await;
     assert_eq!((&stock["on_hand"], &stock["reserved"]), (&json!(3), &json!(1)));
 
-    // Cancelled before it is paid: nothing is charged, and the unit is free again.
+    // Cancelled before it is paid: nothing is charged, and the cart has its unit again.
     let cancel = souk.post(&format!("/api/orders/{}/cancel", id(1)), json!({ "reason": "too long" }));
     assert_eq!(cancel.bearer(&error.token).send().await.expect(200).json()["status"], "cancelled");
-    eventually(SETTLED, async || (souk.inventory(&sku).await["available"] == 3).then_some(())).await;
+    eventually(SETTLED, async || {
+        let stock = souk.inventory(&sku).await;
+        (stock["reserved"] == 0 && stock["held"] == 1).then_some(())
+    })
+    .await;
     let open = eventually(SETTLED, async || {
         let cart = souk.get(&error.path("")).bearer(&error.token).send().await.expect(200).json();
         (cart["status"] == "open").then_some(cart)
