@@ -3,7 +3,6 @@
 use std::fs;
 use std::io::{self, IsTerminal, Write};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::num::NonZero;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -370,7 +369,7 @@ fn main() -> ExitCode {
         _ => tokio::runtime::Builder::new_multi_thread(),
     };
     if let Command::Serve(ServeArgs { threads, .. }) = &cli.command {
-        let one_for_each_core = || thread::available_parallelism().map_or(1, NonZero::get);
+        let one_for_each_core = || thread::available_parallelism().map_or(1, usize::from);
         let threads = threads.map_or_else(one_for_each_core, usize::from);
         cores::spread(tokio.worker_threads(threads), threads);
     }

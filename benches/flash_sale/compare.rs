@@ -60,7 +60,8 @@ pub fn run(tokio: &tokio::runtime::Runtime, others: &Others) {
     let (bare, souk, alone) = (Bare::start(), Served::start(&[]), Served::start(&ONE_THREAD));
     let buyers = others.buyers;
     println!("{buyers} buyers, {CONNECTIONS} connections each ({CALLERS} callers in process), {ROUNDS} rounds in turns");
-    let mut contenders = [
+    // Each with its rounds and their numbers.
+    let mut results: Vec<(&str, Vec<(usize, Round)>)> = [
         "PostgreSQL, hot row and insert",
         "Redis, AOF always",
         "Redis, AOF everysec",
@@ -69,9 +70,10 @@ pub fn run(tokio: &tokio::runtime::Runtime, others: &Others) {
         "a bare warp route",
         "Souk in process",
     ]
-    .map(|name| Contender { name, rounds: Vec::new(), to_redis: Vec::new() });
+    .map(|name| (name, Vec::new()))
+    .into();
     for number in 1..=ROUNDS {
-        for (index, contender) in contenders.iter_mut().enumerate() {
+        for (index, (name, rounds)) in results.iter_mut().enumerate() {
             let round = match index {
                 0 if number % SLOW_EVERY != 1 => continue,
                 0 => load.block_on(postgres(others.postgres, buyers)),
@@ -82,48 +84,27 @@ pub fn run(tokio: &tokio::runtime::Runtime, others: &Others) {
                 5 => load.block_on(bare.answer(buyers)),
                 _ => tokio.block_on(in_process(buyers)),
             };
-            println!("  round {number}: {}: {:.0}/s", contender.name, round.rate());
-            contender.rounds.push((number, round));
-        }
-        let rate_of =
-            |contender: &Contender| contender.rounds.last().filter(|(last, _)| *last == number).map(|(_, round)| round.rate());
-        let redis = rate_of(&contenders[1]).unwrap();
-        for contender in &mut contenders {
-            contender.to_redis.extend(rate_of(contender).map(|rate| rate / redis));
+            println!("  round {number}: {name}: {:.0}/s", round.rate());
+            rounds.push((number, round));
         }
     }
     println!(
         "\n{:<32} {:>10} {:>12} {:>14} {:>10} {:>10}",
         "the middle round", "claims/s", "x Redis", "x PostgreSQL", "p50", "p99"
     );
-    let postgres = contenders[0].middle().rate();
-    for contender in &mut contenders {
-        let (name, to_redis) = (contender.name, contender.against_redis());
-        let round = contender.middle();
+    // It takes part in every round.
+    let redis: Vec<f64> = results[1].1.iter().map(|(_, round)| round.rate()).collect();
+    let mut postgres = None;
+    for (name, rounds) in &mut results {
+        let mut to_redis: Vec<f64> = rounds.iter().map(|(number, round)| round.rate() / redis[number - 1]).collect();
+        to_redis.sort_by(f64::total_cmp);
+        rounds.sort_by(|(_, one), (_, other)| one.rate().total_cmp(&other.rate()));
+        let (to_redis, round) = (to_redis[to_redis.len() / 2], &rounds[rounds.len() / 2].1);
         let (rate, p50, p99) = (round.rate(), round.wait(0.5), round.wait(0.99));
-        println!("{name:<32} {rate:>10.0} {to_redis:>12.2} {:>14.1} {p50:>10.2?} {p99:>10.2?}", rate / postgres);
+        let to_postgres = rate / *postgres.get_or_insert(rate);
+        println!("{name:<32} {rate:>10.0} {to_redis:>12.2} {to_postgres:>14.1} {p50:>10.2?} {p99:>10.2?}");
     }
     println!("\nx Redis: the middle of what each round says, because a shared machine is not as fast in one as in the next");
-}
-
-struct Contender {
-    name: &'static str,
-    /// With their numbers.
-    rounds: Vec<(usize, Round)>,
-    /// Its rate for each one of Redis in the same round.
-    to_redis: Vec<f64>,
-}
-
-impl Contender {
-    fn middle(&mut self) -> &Round {
-        self.rounds.sort_by(|(_, one), (_, other)| one.rate().total_cmp(&other.rate()));
-        &self.rounds[self.rounds.len() / 2].1
-    }
-
-    fn against_redis(&mut self) -> f64 {
-        self.to_redis.sort_by(f64::total_cmp);
-        self.to_redis[self.to_redis.len() / 2]
-    }
 }
 
 /// Souk over HTTP by itself, with what the node's processor does for one claim: that depends less on who else uses the machine.

@@ -1097,7 +1097,6 @@ impl Writer {
                     let packed = pack(&append.payload);
                     let head = Head { position, count: append.count, wake, is_packed: packed.is_some() };
                     let frame = encode_frame(&key, head, packed.as_deref().unwrap_or(&append.payload));
-                    self.space.written += frame.len();
                     // An item in each key space, at most.
                     bytes += frame.len() + 3 * (key.len() + room::ITEM_BYTES);
                     batch.insert(&self.store.entities, Slice::from(&key), frame);
@@ -1118,6 +1117,7 @@ impl Writer {
         if accepted.is_empty() {
             return;
         }
+        self.space.written += bytes;
         let last = Position(self.highest.0 + accepted.len() as u64);
         batch.insert(&self.store.positions, last.0.to_be_bytes(), encode_group(last.0, &keys));
         match catch_unwind(AssertUnwindSafe(|| batch.commit())) {
