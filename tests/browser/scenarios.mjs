@@ -71,6 +71,8 @@ async function buy(page, sku) {
   await page.getByRole("button", { name: /^Pay/ }).click();
   await page.getByRole("heading", { name: "Your order" }).waitFor();
   await page.locator("[data-live='status']", { hasText: "Paid" }).waitFor();
+  // It may be paid before its scripts have come, and only those know that a server was lost.
+  await page.waitForLoadState("load");
   return new URL(page.url()).pathname.split("/").at(-1);
 }
 
