@@ -11,14 +11,19 @@ use tracing_subscriber::field::RecordFields;
 use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::{FormatFields, FormattedFields};
 
+/// What the fields of a span or an event take, nearly always.
+const USUAL_BYTES: usize = 192;
+
 /// Fields as `name=value`, the message without its name.
 pub struct Fields;
 
 impl<'w> FormatFields<'w> for Fields {
-    fn format_fields<R: RecordFields>(&self, writer: Writer<'w>, fields: R) -> fmt::Result {
-        let mut line = Line { text: Plain(writer), is_begun: false, written: Ok(()) };
+    fn format_fields<R: RecordFields>(&self, mut writer: Writer<'w>, fields: R) -> fmt::Result {
+        // What is behind the writer would grow with each piece.
+        let mut line = Line { text: Plain(String::with_capacity(USUAL_BYTES)), written: Ok(()) };
         fields.record(&mut line);
-        line.written
+        line.written?;
+        writer.write_str(&line.text.0)
     }
 
     /// What is learned of a span later is how it ended, which no line of it can tell any more.
@@ -27,32 +32,34 @@ impl<'w> FormatFields<'w> for Fields {
     }
 }
 
-struct Line<'w> {
-    text: Plain<'w>,
-    is_begun: bool,
+struct Line {
+    text: Plain,
     written: fmt::Result,
 }
 
-impl Line<'_> {
-    fn write(&mut self, field: &Field, value: impl FnOnce(&mut Plain<'_>) -> fmt::Result) -> fmt::Result {
+impl Line {
+    fn write(&mut self, field: &Field, value: impl FnOnce(&mut Plain) -> fmt::Result) -> fmt::Result {
         self.written?;
-        if std::mem::replace(&mut self.is_begun, true) {
-            self.text.0.write_char(' ')?;
+        if !self.text.0.is_empty() {
+            self.text.0.push(' ');
         }
         if field.name() != "message" {
-            self.text.0.write_str(field.name())?;
-            self.text.0.write_char('=')?;
+            self.text.0.push_str(field.name());
+            self.text.0.push('=');
         }
         value(&mut self.text)
     }
 }
 
-impl Visit for Line<'_> {
+impl Visit for Line {
     fn record_str(&mut self, field: &Field, value: &str) {
         self.written = self.write(field, |text| match field.name() {
             "message" => text.write_str(value),
             // Ids, names and paths, as nearly all of them are.
-            _ if all(value, |byte| byte.is_ascii_graphic() && byte != b'"') => text.0.write_str(value),
+            _ if all(value, |byte| byte.is_ascii_graphic() && byte != b'"') => {
+                text.0.push_str(value);
+                Ok(())
+            }
             _ => write!(text, "{value:?}"),
         });
     }
@@ -67,12 +74,13 @@ fn all(text: &str, is: impl Fn(u8) -> bool) -> bool {
     text.bytes().fold(true, |so_far, byte| so_far & is(byte))
 }
 
-struct Plain<'w>(Writer<'w>);
+struct Plain(String);
 
-impl Write for Plain<'_> {
+impl Write for Plain {
     fn write_str(&mut self, text: &str) -> fmt::Result {
         if all(text, |byte| byte.is_ascii_graphic() || byte == b' ') {
-            return self.0.write_str(text);
+            self.0.push_str(text);
+            return Ok(());
         }
         text.chars().try_for_each(|char| match char.is_control() {
             true => write!(self.0, "{}", char.escape_debug()),

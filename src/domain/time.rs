@@ -60,7 +60,7 @@ impl Timestamp {
 }
 
 /// Days since 1970-01-01 to a civil date (Howard Hinnant's algorithm), for the years 1970 to 9999.
-fn civil(days: i64) -> (i64, i64, i64) {
+fn civil(days: u32) -> (u32, u32, u32) {
     let z = days + 719_468;
     let era = z / 146_097;
     let day_of_era = z % 146_097;
@@ -69,7 +69,7 @@ fn civil(days: i64) -> (i64, i64, i64) {
     let shifted_month = (5 * day_of_year + 2) / 153;
     let day = day_of_year - (153 * shifted_month + 2) / 5 + 1;
     let month = if shifted_month < 10 { shifted_month + 3 } else { shifted_month - 9 };
-    let year = year_of_era + era * 400 + i64::from(month <= 2);
+    let year = year_of_era + era * 400 + u32::from(month <= 2);
     (year, month, day)
 }
 
@@ -79,10 +79,10 @@ struct Text([u8; 24]);
 impl Text {
     /// By hand, there and back: each record bears at least one.
     fn of(moment: Timestamp) -> Self {
-        let (days, rest) = (moment.0 / 86_400_000, moment.0 % 86_400_000);
-        let (year, month, day) = civil(days);
+        let (days, rest) = (moment.0 as u64 / 86_400_000, (moment.0 as u64 % 86_400_000) as u32);
+        let (year, month, day) = civil(days as u32);
         let (second, milli) = (rest / 1_000, rest % 1_000);
-        let two = |number: i64| [b'0' + (number as u32 / 10 % 10) as u8, b'0' + (number as u32 % 10) as u8];
+        let two = |number: u32| [b'0' + (number / 10 % 10) as u8, b'0' + (number % 10) as u8];
         let ([c, d], [y, z], [a, b], [e, f]) = (two(year / 100), two(year % 100), two(month), two(day));
         let ([g, h], [i, j], [k, l]) = (two(second / 3_600), two(second / 60 % 60), two(second % 60));
         let ([_, m], [n, o]) = (two(milli / 100), two(milli % 100));

@@ -38,7 +38,9 @@ impl Answer {
     }
 
     pub fn bytes(status: StatusCode, content_type: &'static str, body: Vec<u8>) -> Self {
-        Answer { body: Body::Bytes(body), ..Answer::empty(status) }.with(CONTENT_TYPE, content_type)
+        let mut answer = Answer { body: Body::Bytes(body), ..Answer::empty(status) };
+        answer.headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+        answer
     }
 
     pub fn response(response: Response) -> Self {

@@ -20,6 +20,7 @@ use warp::Buf;
 use warp::http::header::{AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, EXPECT, HeaderMap, HeaderName, IF_MATCH, IF_NONE_MATCH};
 use warp::hyper::upgrade::OnUpgrade;
 
+use super::answer::JSON;
 use super::compression::{TAG_SUFFIX, accepts_gzip, is_of_gzip};
 use super::problem::{FieldError, Problem};
 use super::{Config, Door};
@@ -180,8 +181,8 @@ pub fn trace(headers: &HeaderMap) -> Option<(&str, &str)> {
 
 /// The token of `Authorization: Bearer`.
 pub fn bearer(headers: &HeaderMap) -> Option<&str> {
-    let (scheme, token) = headers.get(AUTHORIZATION)?.to_str().ok()?.split_once(' ')?;
-    scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
+    let (scheme, token) = headers.get(AUTHORIZATION)?.to_str().ok()?.split_at_checked("bearer ".len())?;
+    scheme.eq_ignore_ascii_case("bearer ").then(|| token.trim())
 }
 
 fn if_match(headers: &HeaderMap) -> Result<Option<Version>, Problem> {
@@ -209,8 +210,11 @@ fn unquote(tag: &str) -> Option<Version> {
 
 fn check_content_type(headers: &HeaderMap) -> Result<(), Problem> {
     let Some(value) = headers.get(CONTENT_TYPE) else { return Ok(()) };
+    if value == JSON {
+        return Ok(());
+    }
     let essence = value.to_str().unwrap_or("").split(';').next().unwrap_or("").trim();
-    if essence.eq_ignore_ascii_case("application/json") || essence.to_ascii_lowercase().ends_with("+json") {
+    if essence.eq_ignore_ascii_case(JSON) || essence.to_ascii_lowercase().ends_with("+json") {
         Ok(())
     } else {
         Err(Problem::not_json())
