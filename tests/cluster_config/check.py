@@ -212,8 +212,8 @@ def kubernetes(folder):
     return named, environment
 
 
-def scripts(folder):
-    files = sorted(path for path in folder.iterdir() if path.is_file())
+def scripts(folder, *others):
+    files = sorted(path for path in folder.iterdir() if path.is_file()) + list(others)
     for path in files:
         run("bash", "-n", path)
     run(BIN / "shellcheck", "--external-sources", f"--source-path={folder}", *files)
@@ -227,7 +227,7 @@ def examine(root):
         for target in (target for static in targets for target in static["targets"]):
             expect(target.split(":")[0] in services, f"{job}: compose.yaml has no {target}")
     named, kubernetes_environment = kubernetes(root / "kubernetes")
-    scripts(root / "local")
+    scripts(root / "local", root / "dist")
     images = {service["image"] for service in services.values()}
     for resource in named.values():
         if resource["kind"] == "StatefulSet":
