@@ -79,8 +79,9 @@ struct Text([u8; 24]);
 impl Text {
     /// By hand, there and back: each record bears at least one.
     fn of(moment: Timestamp) -> Self {
-        let (days, rest) = (moment.0 as u64 / 86_400_000, (moment.0 as u64 % 86_400_000) as u32);
-        let (year, month, day) = civil(days as u32);
+        let millis = moment.0 as u64;
+        let (days, rest) = ((millis / 86_400_000) as u32, (millis % 86_400_000) as u32);
+        let (year, month, day) = civil(days);
         let (second, milli) = (rest / 1_000, rest % 1_000);
         let two = |number: u32| [b'0' + (number / 10 % 10) as u8, b'0' + (number % 10) as u8];
         let ([c, d], [y, z], [a, b], [e, f]) = (two(year / 100), two(year % 100), two(month), two(day));
